@@ -1,0 +1,1 @@
+"""Everything that is not the algorithm: environments, data sets, collection, evaluation, run directories."""

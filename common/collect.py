@@ -1,0 +1,386 @@
+"""Collects OGBench data sets on this machine with the scripted oracles that the ogbench package ships.
+
+    python -m common.collect --env-id cube-double --episodes 1000
+
+The recipe (environments, oracles, noise, episode counts and lengths, file format) is OGBench's own (Park et al., 2025,
+appendix D and the data generation scripts of its repository). Episodes are independent and each has its own seed, so
+the data does not depend on how many processes collected it.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from importlib import metadata
+
+import numpy as np
+import tqdm
+import tyro
+
+from common.env_ids import EnvSpec, resolve
+from common.envs import make_env
+from common.errors import UserError, describe_os_error, exit_in_one_line
+from common.files import sha256, write_whole
+
+TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
+
+# The oracles and OGBench's mazes draw from NumPy's global generator, which `collect_episode` seeds.
+Episode = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Collect an OGBench data set with the scripted oracles, in the official file format."""
+
+    env_id: str
+    """Environment, e.g. cube-double, scene-noisy, pointmaze-large-stitch. Its task does not matter."""
+    episodes: int | None = None
+    """Training episodes; OGBench's own number if unset. A tenth as many validation episodes are collected beside them."""
+    seed: int = 0
+    """Seed of the collection."""
+    workers: int = os.cpu_count() or 1
+    """Worker processes."""
+    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
+    """Folder for the files. Their names tell them from the official ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Number of training episodes and their length in steps."""
+
+    episodes: int
+    episode_steps: int
+
+
+def official_size(spec: EnvSpec) -> Size:
+    """The size of OGBench's own data set (Park et al., 2025, appendix D).
+
+    Raises:
+        UserError: the environment has no scripted oracle.
+    """
+    check_collectable(spec)
+    if spec.dataset_type == "stitch":
+        return Size(5000, 201)
+    if spec.env_name == "pointmaze-giant":
+        return Size(500, 2001)
+    if spec.env_name in ("cube-triple", "puzzle-4x5"):
+        return Size(3000, 1001)
+    if spec.env_name in ("cube-quadruple", "puzzle-4x6"):
+        return Size(5000, 1001)
+    return Size(1000, 1001)
+
+
+def is_collectable(spec: EnvSpec) -> bool:
+    """Whether the ogbench package ships a scripted oracle for this environment."""
+    return spec.suite == "ogbench" and spec.env_name.startswith(("cube", "scene", "puzzle", "pointmaze"))
+
+
+def check_collectable(spec: EnvSpec) -> None:
+    """Raises `UserError` where there is no scripted oracle."""
+    if not is_collectable(spec):
+        raise UserError(
+            f"{spec.name}: there is no scripted oracle to collect this data with (only cube, scene, puzzle and pointmaze "
+            "have one); supply the official file with --dataset-path or in --dataset-dir"
+        )
+
+
+def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path, episodes: int, seed: int) -> pathlib.Path:
+    """File of a collected data set. Never the official name: collected data must not be mistaken for official data."""
+    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-episodes-seed{seed}.npz"
+
+
+def collect(
+    spec: EnvSpec,
+    dataset_dir: pathlib.Path,
+    *,
+    episodes: int | None = None,
+    val_episodes: int = 0,
+    seed: int = 0,
+    workers: int = os.cpu_count() or 1,
+) -> pathlib.Path:
+    """Collect a data set and write it, with its provenance in a JSON file beside it.
+
+    Args:
+        spec: environment.
+        dataset_dir: folder for NAME.npz, NAME-val.npz (if there are validation episodes) and NAME.json.
+        episodes: training episodes; OGBench's own number if None.
+        val_episodes: validation episodes, collected after the training ones.
+        seed: seed of the collection.
+        workers: worker processes.
+
+    Returns:
+        The training file.
+
+    Raises:
+        UserError: no oracle for this environment, a size below one, or the files cannot be written.
+    """
+    size = official_size(spec)
+    episodes = size.episodes if episodes is None else episodes
+    if episodes < 1 or workers < 1:
+        raise UserError(f"cannot collect {episodes} episodes with {workers} workers: both must be at least 1")
+    path = collected_path(spec, dataset_dir, episodes, seed)
+    try:
+        dataset_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
+
+    total = episodes + val_episodes
+    workers = min(workers, total)
+    steps = total * size.episode_steps
+    print(
+        f"collecting {spec.dataset_name}: {total} episodes of {size.episode_steps} steps with {workers} "
+        f"{'process' if workers == 1 else 'processes'}, about {_minutes(steps / (workers * TRANSITIONS_A_SECOND))} on a "
+        f"2020s CPU (official size: {size.episodes} episodes; fewer: --collect-episodes N, or --episodes N of "
+        "python -m common.collect)",
+        flush=True,
+    )
+    collected: list[Episode] = []
+    start = time.monotonic()
+    progress = tqdm.tqdm(total=steps, unit="step", unit_scale=True, desc="collecting", smoothing=0.05, mininterval=1)
+    # Workers are spawned: forking a process in which JAX has started threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with (
+        concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (spec, size.episode_steps)) as pool,
+        progress,
+    ):
+        try:
+            for episode in pool.map(_work, [(seed, index) for index in range(total)]):
+                collected.append(episode)
+                progress.update(size.episode_steps)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    seconds = time.monotonic() - start
+
+    splits = {path: collected[:episodes]}
+    if val_episodes:
+        splits[path.with_name(f"{path.stem}-val.npz")] = collected[episodes:]
+    try:
+        for split_path, split in splits.items():
+            arrays = {key: np.concatenate([episode[key] for episode in split]) for key in split[0]}
+            write_whole(split_path, lambda temporary, arrays=arrays: np.savez_compressed(temporary, **arrays))
+        provenance = {
+            "source": "collected",
+            "episodes": episodes,
+            "episode_steps": size.episode_steps,
+            "official_episodes": size.episodes,
+            "seed": seed,
+            "oracle": "scripted oracles of the ogbench package",
+            "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
+            "sha256": sha256(path),
+        }
+        path.with_suffix(".json").write_text(json.dumps(provenance, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write the collected data: {describe_os_error(error)}") from error
+    print(
+        f"collected {steps:,} transitions in {_minutes(seconds)} ({steps / seconds:.0f} a second): {path}", flush=True
+    )
+    return path
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+# In the worker processes: an environment and its oracles for the life of the process, one call an episode.
+
+_collect_episode: Callable[[], Episode]
+
+
+def _start_worker(spec: EnvSpec, episode_steps: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    global _collect_episode
+    recipe = pointmaze_recipe if spec.env_name.startswith("pointmaze") else manipulation_recipe
+    _collect_episode = recipe(spec, episode_steps)
+
+
+def _work(seed_and_index: tuple[int, int]) -> Episode:
+    episode_seed = int(np.random.SeedSequence(seed_and_index).generate_state(1)[0])
+    np.random.seed(episode_seed)
+    return _collect_episode()
+
+
+def manipulation_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
+    """Cube, scene and puzzle: the arm solves one random subtask after another (OGBench's generate_manipspace.py).
+
+    'play' follows a plan with temporally correlated noise; 'noisy' a closed-loop controller with Gaussian noise whose
+    scale is drawn for each episode, and random actions in between.
+
+    Returns:
+        A function that collects one episode with what NumPy's global generator is seeded to.
+    """
+    from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+    from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
+    from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
+    from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
+    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+    from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
+    from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
+
+    env = make_env(
+        f"{spec.env_name}-v0",
+        terminate_at_goal=False,
+        mode="data_collection",
+        max_episode_steps=episode_steps,
+        visualize_info=False,  # colours only
+    )
+    noisy = spec.dataset_type == "noisy"
+    is_puzzle, is_scene = spec.env_name.startswith("puzzle"), spec.env_name == "scene"
+    has_buttons = is_puzzle or is_scene
+    closed = {"gripper_always_closed": True} if is_puzzle else {}
+    if noisy:
+        markov = {"env": env, "min_norm": 0.4}
+        oracles = {
+            "cube": CubeMarkovOracle(max_step=100 if is_scene else 200, **markov),
+            "button": ButtonMarkovOracle(**markov, **closed),
+            "drawer": DrawerMarkovOracle(**markov),
+            "window": WindowMarkovOracle(**markov),
+        }
+        p_random_action = 0.2 if is_puzzle else 0.1
+    else:
+        plan = {"env": env, "noise": 0.1, "noise_smoothing": 0.5}
+        oracles = {
+            "cube": CubePlanOracle(**plan),
+            "button": ButtonPlanOracle(**plan, **closed),
+            "drawer": DrawerPlanOracle(**plan),
+            "window": WindowPlanOracle(**plan),
+        }
+        p_random_action = 0.0
+    # Bounds of the stacking probability, which is drawn for each episode.
+    p_stack_bounds = {
+        "cube-single": (0.0, 0.0),
+        "cube-double": (0.0, 0.25),
+        "cube-triple": (0.05, 0.35),
+        "cube-quadruple": (0.1, 0.5),
+    }.get(spec.env_name, (0.5, 0.5))
+
+    def collect_episode() -> Episode:
+        rows: dict[str, list] = {key: [] for key in ("observations", "actions", "terminals", "qpos", "qvel")}
+        if has_buttons:
+            rows["button_states"] = []
+        observation, info = env.reset(seed=np.random.randint(2**31))
+        p_stack = np.random.uniform(*p_stack_bounds)
+        xi = np.random.uniform(0, 0.1)  # noise scale of 'noisy'
+        oracle = oracles[info["privileged/target_task"]]
+        oracle.reset(observation, info)
+        done = False
+        while not done:
+            if np.random.rand() < p_random_action:
+                action = np.random.uniform(-1, 1, size=5)
+            else:
+                action = np.array(oracle.select_action(observation, info))
+                if noisy:
+                    action = action + np.random.normal(0, [xi, xi, xi, 3 * xi, 10 * xi])
+            action = np.clip(action, -1, 1)
+            next_observation, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+            if oracle.done:
+                oracle_observation, oracle_info = env.unwrapped.set_new_target(p_stack=p_stack)
+                oracle = oracles[oracle_info["privileged/target_task"]]
+                oracle.reset(oracle_observation, oracle_info)
+            rows["observations"].append(observation)
+            rows["actions"].append(action)
+            rows["terminals"].append(done)
+            rows["qpos"].append(info["prev_qpos"])  # the state before the step, as the observation is
+            rows["qvel"].append(info["prev_qvel"])
+            if has_buttons:
+                rows["button_states"].append(info["prev_button_states"])
+            observation = next_observation
+        return _as_arrays(rows)
+
+    def collect_healthy_episode() -> Episode:
+        while True:  # a block out of sight would make the state ambiguous: repeat the episode
+            episode = collect_episode()
+            y, z = episode["qpos"][:, 15], episode["qpos"][:, 16]
+            outside_drawer = (z < 0.06) | (z > 0.08)
+            if not ((y >= 0.29) | ((y <= -0.3) & outside_drawer)).any():
+                return episode
+
+    return collect_healthy_episode if is_scene else collect_episode
+
+
+def pointmaze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
+    """Pointmaze: walk towards the oracle's next subgoal with N(0, 0.5) action noise (OGBench's generate_locomaze.py).
+
+    'navigate' draws a new goal at every success; 'stitch' goes to a cell four steps away and stays there.
+
+    Returns:
+        A function that collects one episode with what NumPy's global generator is seeded to.
+    """
+    env = make_env(f"{spec.env_name}-v0", terminate_at_goal=False, max_episode_steps=episode_steps)
+    maze = env.unwrapped
+    free = maze.maze_map == 0
+    cells = [(int(i), int(j)) for i, j in np.argwhere(free)]
+
+    def is_corridor(i: int, j: int) -> bool:
+        vertical, horizontal = (free[i - 1, j], free[i + 1, j]), (free[i, j - 1], free[i, j + 1])
+        return (all(vertical) and not any(horizontal)) or (all(horizontal) and not any(vertical))
+
+    goal_cells = [cell for cell in cells if not is_corridor(*cell)]
+
+    def draw(candidates: list[tuple[int, int]]) -> tuple[int, int]:
+        return candidates[np.random.randint(len(candidates))]
+
+    def collect_episode() -> Episode:
+        rows: dict[str, list] = {key: [] for key in ("observations", "actions", "terminals", "qpos", "qvel")}
+        start = draw(cells)
+        if spec.dataset_type == "stitch":
+            # The oracle's map holds each cell's distance to the place that it is asked to go to.
+            _, distance = maze.get_oracle_subgoal(maze.ij_to_xy(start), maze.ij_to_xy(start))
+            goal = draw([cell for cell in cells if distance[cell] == 4] or [start])
+        else:
+            goal = draw(goal_cells)
+        env.action_space.seed(np.random.randint(2**31))  # the reset takes a few random steps
+        observation, _ = env.reset(
+            seed=np.random.randint(2**31), options={"task_info": {"init_ij": start, "goal_ij": goal}}
+        )
+        done = False
+        while not done:
+            subgoal, _ = maze.get_oracle_subgoal(maze.get_xy(), maze.cur_goal_xy)
+            direction = subgoal - maze.get_xy()
+            direction = direction / (np.linalg.norm(direction) + 1e-6)
+            action = np.clip(direction + np.random.normal(0, 0.5, direction.shape), -1, 1)
+            next_observation, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+            if info["success"] and spec.dataset_type == "navigate":
+                maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(draw(goal_cells))))
+            rows["observations"].append(observation)
+            rows["actions"].append(action)
+            rows["terminals"].append(done)
+            rows["qpos"].append(info["prev_qpos"])  # the state before the step, as the observation is
+            rows["qvel"].append(info["prev_qvel"])
+            observation = next_observation
+        return _as_arrays(rows)
+
+    return collect_episode
+
+
+def _as_arrays(rows: dict[str, list]) -> Episode:
+    dtypes = {"terminals": np.bool_, "button_states": np.int64}
+    return {key: np.asarray(values, dtypes.get(key, np.float32)) for key, values in rows.items()}
+
+
+def main(args: Args) -> None:
+    """Collect the training and the validation file of one environment."""
+    spec = resolve(args.env_id)
+    episodes = official_size(spec).episodes if args.episodes is None else args.episodes
+    collect(
+        spec,
+        args.dataset_dir.expanduser(),
+        episodes=episodes,
+        val_episodes=episodes // 10,
+        seed=args.seed,
+        workers=args.workers,
+    )
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args, prog="python -m common.collect")))

@@ -1,0 +1,250 @@
+"""Offline data: where a data set comes from, whether it is sound, and how it lies in memory."""
+
+import json
+import pathlib
+import zipfile
+import zlib
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from common import collect
+from common.env_ids import EnvSpec
+from common.envs import make_env
+from common.errors import UserError, describe_os_error
+from common.files import sha256
+
+OFFICIAL_SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+MIRROR = "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main"
+KNOWN_SHA256 = {
+    "cube-double-play-v0.npz": "a73d1a33d029cedb8bc170ef94791ec585fa2d9450096f4f2a02b8cfbcf608c9",
+    "cube-double-play-v0-val.npz": "b1fcdf4bd40750351a58d0d491d6be198366ce898f0c6a2e4cb5db331966013e",
+}
+DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down for weeks at a time
+
+ACTION_BOUND = 1 - 1e-5  # data set actions are clipped to +-ACTION_BOUND, as in the reference implementations
+
+DataSource = Literal["auto", "download", "collect"]
+Provenance = dict[str, Any]
+
+
+class Dataset(eqx.Module):
+    """Trajectories laid end to end, every observation stored once.
+
+    Row t + 1 is the successor of row t inside a trajectory. The last row of a trajectory is only a successor: it starts
+    no transition. `rewards` and `masks` belong to the row's state (ogbench >= 1.2.0).
+    """
+
+    observations: Float[Array | np.ndarray, "rows observation"]
+    actions: Float[Array | np.ndarray, "rows action"]
+    rewards: Float[Array | np.ndarray, " rows"]
+    masks: Float[Array | np.ndarray, " rows"]  # 0 where the task is complete, else 1: bootstrap with this
+    transitions: Int[Array | np.ndarray, " transitions"]  # rows that start a transition
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def load(
+    spec: EnvSpec,
+    *,
+    dataset_path: pathlib.Path | None,
+    dataset_dir: pathlib.Path,
+    source: DataSource,
+    collect_episodes: int | None,
+    collect_workers: int,
+) -> tuple[Dataset, Provenance]:
+    """Find, download or collect the data set of an environment, check it and relabel it for the task.
+
+    Args:
+        spec: environment and task.
+        dataset_path: this file and no other, if given.
+        dataset_dir: folder that is searched, downloaded to and collected into.
+        source: 'auto' takes a file that is there, else downloads, else collects; the others do only what they say.
+        collect_episodes: size of a collected data set; the official size if None.
+        collect_workers: worker processes for collection.
+
+    Returns:
+        The data set (NumPy arrays, float32) and where it came from.
+
+    Raises:
+        UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
+    """
+    if spec.suite != "ogbench":
+        raise UserError(f"{spec.name}: D4RL data sets through Minari are not supported yet; OGBench names are")
+    if dataset_path is not None:
+        path = dataset_path.expanduser()
+        if not path.is_file():
+            raise UserError(f"--dataset-path {path}: no such file")
+    else:
+        path = _locate(spec, dataset_dir.expanduser(), source, collect_episodes, collect_workers)
+    return read_ogbench(spec, path), provenance(path)
+
+
+def provenance(path: pathlib.Path) -> Provenance:
+    """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
+    digest = sha256(path)
+    origin: Provenance = {"source": "file"}
+    if digest == KNOWN_SHA256.get(path.name):
+        origin = {"source": "official"}
+    try:
+        origin = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        pass
+    if origin.get("sha256") not in (None, digest):
+        origin = {"source": "file", "note": f"differs from the file that {path.with_suffix('.json').name} describes"}
+    return {**origin, "path": str(path), "sha256": digest}
+
+
+def describe(origin: Provenance) -> str:
+    """One line for people: 'collected: 300 of 1000 official episodes, seed 0 (/data/...npz)'."""
+    source = origin["source"]
+    if source == "collected":
+        source = (
+            f"collected: {origin['episodes']} (official: {origin['official_episodes']}) episodes, seed {origin['seed']}"
+        )
+    return f"{source} ({origin['path']})"
+
+
+def _locate(
+    spec: EnvSpec,
+    dataset_dir: pathlib.Path,
+    source: DataSource,
+    collect_episodes: int | None,
+    workers: int,
+) -> pathlib.Path:
+    """The data file, from the first place that has it; each step is announced in one line."""
+    official = dataset_dir / f"{spec.dataset_name}.npz"
+    collected = None
+    if collect.is_collectable(spec):
+        episodes = collect.official_size(spec).episodes if collect_episodes is None else collect_episodes
+        collected = collect.collected_path(spec, dataset_dir, episodes, seed=0)
+
+    if source != "collect" and official.is_file():
+        print(f"data: found {official}")
+        return official
+    if source != "download" and collected is not None and collected.is_file():
+        print(f"data: found {collected} (official data instead: --data-source download)")
+        return collected
+    if source != "collect":
+        for name, url in (("official", OFFICIAL_SERVER), ("mirror", MIRROR)):
+            try:
+                return _download(name, f"{url}/{official.name}", official)
+            except _DownloadError as error:
+                print(f"data: {name} {url}: {error}", flush=True)
+        if source == "download":
+            raise UserError(
+                f"could not download {official.name}; put it into {dataset_dir}, or collect it: --data-source collect"
+            )
+    collect.check_collectable(spec)
+    return collect.collect(spec, dataset_dir, episodes=collect_episodes, workers=workers)
+
+
+class _DownloadError(Exception):
+    pass
+
+
+def _download(source: str, url: str, path: pathlib.Path) -> pathlib.Path:
+    """Download to a temporary file, check it, and rename it into place.
+
+    Raises:
+        _DownloadError: in one line, why there is no file.
+    """
+    import pooch
+    import requests
+
+    def fetch_and_check(url: str, output_file: str, pup: Any) -> None:
+        pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT_S)(url, output_file, pup)
+        with zipfile.ZipFile(output_file) as archive:  # most official files have no published checksum
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
+
+    pooch.get_logger().setLevel("ERROR")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pooch.retrieve(url, KNOWN_SHA256.get(path.name), path.name, path.parent, downloader=fetch_and_check)
+        print(f"data: downloaded {url}", flush=True)
+        record = {"source": source, "url": url, "sha256": provenance(path)["sha256"]}
+        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    except requests.exceptions.HTTPError as error:
+        raise _DownloadError(f"HTTP status {error.response.status_code}") from error
+    except requests.exceptions.Timeout as error:
+        raise _DownloadError("no answer in time") from error
+    except requests.exceptions.RequestException as error:
+        raise _DownloadError(f"no connection ({type(error).__name__})") from error
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _DownloadError("what arrived is damaged (not the expected file)") from error
+    except OSError as error:
+        raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
+    return path
+
+
+def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
+    """Read a file in OGBench's format and relabel it with the rewards and masks of one task.
+
+    The relabelling is the ogbench package's own: reward = -(number of unmet sub-goals), mask 0 on success, both on the
+    state before the step.
+
+    Raises:
+        UserError: the file is damaged, lacks a key, or holds what cannot be this environment's data.
+    """
+    env = make_env(spec.gym_id)
+    import ogbench
+    from ogbench.relabel_utils import relabel_dataset
+
+    try:
+        data = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
+    except KeyError as error:
+        raise UserError(
+            f"{path}: {str(error.args[0]).split()[0]} is missing; it is not an OGBench data file"
+        ) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise UserError(f"{path}: damaged or not an npz file ({error}); delete it to get it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {describe_os_error(error)}") from error
+
+    env.reset()
+    state = env.unwrapped.data
+    widths = {
+        "observations": env.observation_space.shape,
+        "actions": env.action_space.shape,
+        "terminals": (),
+        "qpos": state.qpos.shape,
+        "qvel": state.qvel.shape,
+    }
+    if spec.env_name.startswith(("scene", "puzzle")):
+        widths["button_states"] = (env.unwrapped._num_buttons,)
+    for key, width in widths.items():
+        if key not in data:
+            raise UserError(f"{path}: {key} is missing; rewards cannot be computed without it")
+        if data[key].shape[1:] != width or data[key].ndim == 0:
+            raise UserError(
+                f"{path}: {key} has shape {data[key].shape}, {spec.env_name} needs (rows, {str(width)[1:-1]})"
+            )
+        if len(data[key]) != len(data["observations"]):
+            raise UserError(f"{path}: {len(data[key])} rows of {key} but {len(data['observations'])} of observations")
+        if not np.isfinite(data[key]).all():
+            row = int(np.flatnonzero(~np.isfinite(data[key]).reshape(len(data[key]), -1).all(axis=1))[0])
+            raise UserError(f"{path}: NaN or infinity in {key}, first in row {row}")
+    if len(data["observations"]) == 0 or not data["valids"].any():
+        raise UserError(f"{path}: it holds no transition")
+    if data["valids"][-1]:
+        raise UserError(f"{path}: the last trajectory does not end (terminals[-1] is false); the file is truncated")
+    largest = float(np.abs(data["actions"]).max())
+    if largest > 1:
+        raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:g}")
+
+    relabel_dataset(spec.gym_id, env, data)
+    env.close()
+    return Dataset(
+        observations=data["observations"],
+        actions=np.clip(data["actions"], -ACTION_BOUND, ACTION_BOUND),
+        rewards=data["rewards"],
+        masks=data["masks"],
+        transitions=np.flatnonzero(data["valids"]).astype(np.int32),
+    )

@@ -1,0 +1,132 @@
+"""The grammar of `--env-id`: every accepted spelling resolves to one canonical name (README, "Names").
+
+Pure Python and quick to import, so that a misspelt name is answered at once.
+"""
+
+import dataclasses
+import difflib
+import re
+from typing import Literal
+
+from common.errors import UserError
+
+MANIPULATION = ("play", "noisy")
+OGBENCH_DATASET_TYPES: dict[str, tuple[str, ...]] = {  # environment -> data set types, the default first
+    **{f"pointmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant", "teleport")},
+    **{f"antmaze-{maze}": ("navigate", "stitch", "explore") for maze in ("medium", "large", "teleport")},
+    "antmaze-giant": ("navigate", "stitch"),
+    **{f"humanoidmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant")},
+    **{f"antsoccer-{arena}": ("navigate", "stitch") for arena in ("arena", "medium")},
+    **{f"cube-{number}": MANIPULATION for number in ("single", "double", "triple", "quadruple")},
+    "scene": MANIPULATION,
+    **{f"puzzle-{size}": MANIPULATION for size in ("3x3", "4x4", "4x5", "4x6")},
+}
+NUM_TASKS = 5  # of every OGBench environment
+
+D4RL_MINARI_IDS: dict[str, str] = {
+    **{
+        f"antmaze-{maze}": f"D4RL/antmaze/{maze}-v1"
+        for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    },
+    **{
+        f"{hand}-{dataset}": f"D4RL/{hand}/{dataset}-v2"
+        for hand in ("pen", "door", "hammer", "relocate")
+        for dataset in ("human", "cloned", "expert")
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """One task and the data set that goes with it.
+
+    Attributes:
+        suite: 'ogbench' or 'd4rl' (through Minari).
+        name: canonical name: OGBench's single-task name ('cube-double-play-singletask-v0') or the Minari id.
+        family: the row of the published settings that it belongs to ('cube-double-play', 'pen-human'); the Minari id
+            itself where there is none.
+        env_name: OGBench environment without task ('cube-double'); the Minari id for D4RL.
+        dataset_type: OGBench data set type ('play'); empty for D4RL.
+        task: OGBench task 1..5; None is the environment's default task. None for D4RL.
+    """
+
+    suite: Literal["ogbench", "d4rl"]
+    name: str
+    family: str
+    env_name: str
+    dataset_type: str = ""
+    task: int | None = None
+
+    @property
+    def dataset_name(self) -> str:
+        """Stem of the official data set file, e.g. 'cube-double-play-v0' (OGBench only)."""
+        return f"{self.env_name}-{self.dataset_type}-v0"
+
+    @property
+    def gym_id(self) -> str:
+        """Gymnasium id of the single-task environment (OGBench only)."""
+        task = "" if self.task is None else f"-task{self.task}"
+        return f"{self.env_name}-singletask{task}-v0"
+
+    @property
+    def short_name(self) -> str:
+        """What `--env-id` and file names use, e.g. 'cube-double-task3', 'cube-single-noisy', 'pen-human'."""
+        if self.suite == "d4rl":
+            return self.family.replace("/", "-")
+        dataset_type = "" if self.dataset_type == OGBENCH_DATASET_TYPES[self.env_name][0] else f"-{self.dataset_type}"
+        task = "" if self.task is None else f"-task{self.task}"
+        return f"{self.env_name}{dataset_type}{task}"
+
+
+def resolve(env_id: str) -> EnvSpec:
+    """Resolve any accepted spelling of an environment.
+
+    Args:
+        env_id: a short name ('cube-double', 'cube-double-task3', 'antmaze-large-stitch-task2', 'pen-human'), OGBench's
+            own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, or a Minari id.
+
+    Raises:
+        UserError: no such environment, with the nearest known names.
+    """
+    # 'antmaze-medium-play' is D4RL's: OGBench's antmaze has no play data.
+    d4rl_name = re.sub(r"-v\d+$", "", env_id)
+    if d4rl_name in D4RL_MINARI_IDS:
+        return EnvSpec("d4rl", D4RL_MINARI_IDS[d4rl_name], d4rl_name, D4RL_MINARI_IDS[d4rl_name])
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]+-v\d+", env_id):  # namespace/.../name-version
+        families = {minari_id: family for family, minari_id in D4RL_MINARI_IDS.items()}
+        return EnvSpec("d4rl", env_id, families.get(env_id, env_id), env_id)
+
+    match = re.fullmatch(
+        rf"({'|'.join(sorted(OGBENCH_DATASET_TYPES, key=len, reverse=True))})"
+        rf"(?:-([a-z]+?))??(?:-singletask)?(?:-task([1-{NUM_TASKS}]))?(?:-v0)?",
+        env_id,
+    )
+    if match:
+        env_name, dataset_type, task = match.groups()
+        dataset_types = OGBENCH_DATASET_TYPES[env_name]
+        dataset_type = dataset_type or dataset_types[0]
+        if dataset_type in dataset_types:
+            infix = "" if task is None else f"-task{task}"
+            name = f"{env_name}-{dataset_type}-singletask{infix}-v0"
+            return EnvSpec(
+                "ogbench", name, f"{env_name}-{dataset_type}", env_name, dataset_type, int(task) if task else None
+            )
+        raise UserError(
+            f"--env-id {env_id}: {env_name} has no data set type '{dataset_type}'; it has {', '.join(dataset_types)}"
+        )
+
+    nearest = difflib.get_close_matches(env_id, known_names(), n=4, cutoff=0.5) or ["cube-double", "pen-human"]
+    raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
+
+
+def known_names() -> list[str]:
+    """Every short name that `resolve` accepts, e.g. for error messages."""
+    names = list(D4RL_MINARI_IDS)
+    for env_name, dataset_types in OGBENCH_DATASET_TYPES.items():
+        tasks = ["", *(f"-task{task}" for task in range(1, NUM_TASKS + 1))]
+        names += [
+            f"{env_name}{dataset_type}{task}"
+            for dataset_type in ("", *(f"-{kind}" for kind in dataset_types))
+            for task in tasks
+        ]
+    return names

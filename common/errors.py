@@ -1,0 +1,34 @@
+"""Errors that a person can act on: one line that says what is wrong, where, and what to do."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input or a failing machine, described in one line. Ends a program with exit status 2, without a traceback."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """'No space left on device: runs/x/train.csv', the useful part of an `OSError`."""
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
+def exit_in_one_line(program: Callable[[], None]) -> None:
+    """Run a program; what a person can mend ends it in one line on stderr instead of a traceback."""
+    try:
+        program()
+    except UserError as error:
+        sys.exit(_report(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_report("interrupted", 130))
+    except BrokenPipeError:  # e.g. `python drol.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_report("the reader of the output went away", 2))
+    except OSError as error:  # a full disk, a read-only folder
+        sys.exit(_report(describe_os_error(error), 2))
+
+
+def _report(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,108 @@
+"""Evaluates a policy in the real environments, in parallel."""
+
+import functools
+import os
+from collections.abc import Callable
+
+import gymnasium
+import numpy as np
+import tqdm
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from jaxtyping import Float, Int
+
+from common.env_ids import EnvSpec
+from common.envs import make_evaluation_env
+
+# (observations [envs, o], episode numbers [envs], time steps [envs]) -> actions [envs, a]
+Policy = Callable[
+    [Float[np.ndarray, "envs o"], Int[np.ndarray, " envs"], Int[np.ndarray, " envs"]], Float[np.ndarray, "envs a"]
+]
+
+
+class Evaluator:
+    """Runs the same episodes at every evaluation, spread over parallel environments.
+
+    Episode i always starts from the seed made of (seed, i), and environment e of n always runs the episodes e, e + n,
+    e + 2n, ...: never 'the first to finish', which would favour short episodes.
+    """
+
+    def __init__(self, spec: EnvSpec, *, episodes: int, seed: int, num_envs: int | None = None):
+        """Args:
+        spec: environment.
+        episodes: episodes an evaluation.
+        seed: seed of the start states.
+        num_envs: parallel environments, one process each; one for each core if None.
+        """
+        self.spec = spec
+        self.num_envs = min(num_envs or os.cpu_count() or 1, episodes)
+        self.episode_seeds = [
+            int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)
+        ]
+        self._envs: gymnasium.vector.VectorEnv | None = None
+
+    def __call__(self, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Run all episodes.
+
+        Args:
+            policy: actions for a batch of observations, given each one's episode number and time step.
+            should_stop: asked at every step.
+
+        Returns:
+            Means over episodes: success in percent (at the end of the episode), return (undiscounted), length in steps.
+            None if it was stopped.
+        """
+        envs = self._start()
+        num_episodes = len(self.episode_seeds)
+        episode = np.arange(self.num_envs)  # the episode that each environment is in; num_episodes or more: done
+        time_step = np.zeros(self.num_envs, dtype=np.int64)
+        returns, lengths, successes = np.zeros((3, num_episodes))
+        observations, _ = envs.reset(seed=[self.episode_seeds[i] for i in episode])
+        with tqdm.tqdm(total=num_episodes, desc="evaluating", unit="episode", leave=False, disable=None) as progress:
+            while True:
+                if should_stop():
+                    self.close()  # a step may be under way
+                    return None
+                actions = np.asarray(policy(observations, episode, time_step))
+                observations, rewards, terminated, truncated, infos = envs.step(actions)
+                running = episode < num_episodes
+                returns[episode[running]] += rewards[running]
+                time_step += 1
+                finished = running & (terminated | truncated)
+                if not finished.any():
+                    continue
+                lengths[episode[finished]] = time_step[finished]
+                successes[episode[finished]] = infos["success"][finished]
+                progress.update(int(finished.sum()))
+                episode[finished] += self.num_envs
+                time_step[finished] = 0
+                if (episode >= num_episodes).all():
+                    break
+                restart = finished & (episode < num_episodes)
+                if restart.any():
+                    seeds = [
+                        self.episode_seeds[i] if again else None for i, again in zip(episode, restart, strict=True)
+                    ]
+                    observations, _ = envs.reset(seed=seeds, options={"reset_mask": restart})
+        return {
+            "evaluation/success": 100 * float(successes.mean()),
+            "evaluation/return": float(returns.mean()),
+            "evaluation/length": float(lengths.mean()),
+        }
+
+    def _start(self) -> gymnasium.vector.VectorEnv:
+        if self._envs is None:
+            make = [functools.partial(make_evaluation_env, self.spec)] * self.num_envs
+            if self.num_envs == 1:
+                self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
+            else:  # spawned, so that no worker inherits JAX's threads or touches the accelerator
+                self._envs = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+        return self._envs
+
+    def close(self) -> None:
+        """End the worker processes. The next evaluation starts new ones."""
+        if self._envs is not None:
+            if isinstance(self._envs, AsyncVectorEnv):
+                self._envs.close(terminate=True)
+            else:
+                self._envs.close()
+            self._envs = None

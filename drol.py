@@ -1,0 +1,600 @@
+"""DROL: one-step offline reinforcement learning with top-1 dynamic routing, in one file.
+
+    python drol.py --env-id cube-double
+
+Preserve Support, Not Correspondence: Dynamic Routing for Offline Reinforcement Learning (Mu, Zhao, Zhong, Zhang, 2026,
+arXiv 2604.22229). A one-step actor f(s, z) maps a state and a latent to an action. For each data set action, K latents
+propose candidates, and the one nearest to the action wins: it alone is pulled towards that action, and it alone is
+improved by the critic. The other latents stay free to cover other actions in the data.
+
+Read on from top to bottom: arguments, published settings, networks, losses, update, training loop. Files, environments
+and logs are in common/.
+
+Deviations from the reference implementation:
+1. The winner is chosen in a pass without gradient, and actor and critic run with gradient on the winning latent alone.
+   Loss and gradient are the same as if all K candidates carried gradient; the cost is not.
+2. Many updates run in one compiled loop, on batches that are sampled on the device.
+3. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments.
+4. Best-of-N backups and best-of-N inference, off by default there, are not implemented.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Array, Float, Int, Key
+
+from common import datasets, run_directory, session
+from common.datasets import Dataset
+from common.env_ids import EnvSpec, resolve
+from common.errors import UserError, exit_in_one_line
+from common.evaluation import Evaluator
+
+ALGORITHM = "drol"
+CPU_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train DROL offline. An argument left unset takes the value that the paper published for the environment."""
+
+    # Run
+    env_id: str = "cube-double"
+    """Environment and task, e.g. cube-double-task3, antmaze-large, scene-noisy (README: Names)."""
+    seed: int = 0
+    """Seed of everything random in this run, except the collection of data."""
+    run_dir: pathlib.Path | None = None
+    """Folder for logs and checkpoints; a new one under runs/ if unset."""
+    resume: pathlib.Path | None = None
+    """Go on with the run in this folder, to the same bits as if it had never stopped. Takes no other argument."""
+    print_config: bool = False
+    """Print the resolved settings as JSON and exit, without touching any data."""
+
+    # Data
+    data_source: datasets.DataSource = "auto"
+    """auto: a file that is there, else the official server, else its mirror, else collect it here."""
+    dataset_path: pathlib.Path | None = None
+    """Train on this file (OGBench's npz format) and no other."""
+    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
+    """Folder that is searched, downloaded to and collected into."""
+    collect_episodes: int | None = None
+    """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
+    collect_workers: int = os.cpu_count() or 1
+    """Worker processes for collection."""
+
+    # Evaluation, logs and checkpoints
+    eval_interval: int = 100_000
+    """Updates between evaluations; the last update is always evaluated."""
+    eval_episodes: int = 50
+    """Episodes an evaluation."""
+    eval_envs: int | None = None
+    """Parallel environments for evaluation, one process each; one for each CPU core if unset."""
+    log_interval: int = 1_000
+    """Updates between rows of train.csv; a row holds means over the interval."""
+    save_minutes: float = 5.0
+    """Wall-clock minutes between checkpoints. A run that is stopped politely, or ends, saves anyway."""
+    track: bool = False
+    """Send logs to Weights & Biases as well."""
+    wandb_project: str = "one-step-offline-rl"
+    """Weights & Biases project."""
+
+    # Training, shared by DROL and FQL
+    offline_steps: int | None = None
+    """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
+    batch_size: int = 256
+    """Transitions a batch, sampled uniformly with replacement."""
+    hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of every network."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    discount: float | None = None
+    """Discount of the Bellman target (default 0.99)."""
+    tau: float = 0.005
+    """Step of the target critic towards the critic."""
+    q_agg: Literal["mean", "min"] | None = None
+    """Aggregation of the target critics in the Bellman target (default mean)."""
+
+    # DROL
+    bc_coef: float | None = None
+    """Weight of behaviour cloning against improvement: the one to tune (default 1; published 0.03 to 10)."""
+    q_coef: float = 1.0
+    """Weight of improvement."""
+    num_candidates: int | Literal["tuned"] = 16
+    """K, the number of candidates a state. 16 is DROL(16); `tuned` takes the paper's K for the environment: DROL*."""
+    actor_q_agg: Literal["mean", "min"] = "min"
+    """Aggregation of the critics in the actor's loss."""
+    normalize_q_loss: bool = True
+    """Divide the improvement loss by the mean absolute Q-value of the batch."""
+
+
+class Published(NamedTuple):
+    """Settings of DROL(16), and the tuned number of candidates of DROL* (arXiv 2604.22229, appendix)."""
+
+    bc_coef: float
+    discount: float
+    q_agg: Literal["mean", "min"]
+    tuned_num_candidates: int
+
+
+PUBLISHED = {
+    "antmaze-large-navigate": Published(0.03, 0.995, "min", 16),
+    "antmaze-giant-navigate": Published(0.03, 0.995, "min", 1),
+    "humanoidmaze-medium-navigate": Published(0.3, 0.995, "mean", 16),
+    "humanoidmaze-large-navigate": Published(0.3, 0.995, "mean", 4),
+    "antsoccer-arena-navigate": Published(0.1, 0.995, "mean", 4),
+    "cube-single-play": Published(10.0, 0.99, "mean", 16),
+    "cube-double-play": Published(3.0, 0.99, "mean", 64),
+    "scene-play": Published(3.0, 0.99, "mean", 64),
+    "puzzle-3x3-play": Published(0.3, 0.99, "mean", 32),
+    "puzzle-4x4-play": Published(10.0, 0.99, "mean", 64),
+    "antmaze-umaze": Published(0.3, 0.99, "mean", 2),
+    "antmaze-umaze-diverse": Published(0.1, 0.99, "mean", 16),
+    "antmaze-medium-play": Published(0.1, 0.99, "mean", 32),
+    "antmaze-medium-diverse": Published(0.1, 0.99, "mean", 16),
+    "antmaze-large-play": Published(0.1, 0.99, "mean", 16),
+    "antmaze-large-diverse": Published(0.1, 0.99, "mean", 16),
+    "pen-human": Published(1.0, 0.99, "min", 16),
+    "pen-cloned": Published(1.0, 0.99, "min", 16),
+    "pen-expert": Published(1.0, 0.99, "min", 16),
+    "door-human": Published(10.0, 0.99, "min", 8),
+    "door-cloned": Published(10.0, 0.99, "min", 8),
+    "door-expert": Published(10.0, 0.99, "min", 8),
+    "hammer-human": Published(3.0, 0.99, "min", 8),
+    "hammer-cloned": Published(3.0, 0.99, "min", 8),
+    "hammer-expert": Published(3.0, 0.99, "min", 8),
+    "relocate-human": Published(10.0, 0.99, "min", 32),
+    "relocate-cloned": Published(10.0, 0.99, "min", 32),
+    "relocate-expert": Published(10.0, 0.99, "min", 32),
+}
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}
+DEFAULTS = {"bc_coef": 1.0, "discount": 0.99, "q_agg": "mean"}
+KNOB = "bc_coef"  # what to tune where nothing is published
+
+
+def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
+    """Fill in what was left unset.
+
+    Returns:
+        Arguments without None among the settings, and for each setting where its value came from.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    published = PUBLISHED.get(spec.family)
+    values, origins = {}, {}
+    for name, default in {**DEFAULTS, "offline_steps": OFFLINE_STEPS[spec.suite]}.items():
+        values[name], origins[name] = getattr(args, name), "given"
+        if values[name] is None and (published or name == "offline_steps"):
+            values[name], origins[name] = getattr(published, name, default), "published"
+        elif values[name] is None:
+            values[name], origins[name] = default, "default"
+    values["num_candidates"], origins["num_candidates"] = args.num_candidates, "DROL(16)"
+    if args.num_candidates == "tuned":
+        if published is None:
+            raise UserError(f"--num-candidates tuned: the paper has no tuned value for {spec.family}; give a number")
+        values["num_candidates"], origins["num_candidates"] = published.tuned_num_candidates, "published, DROL*"
+    elif args.num_candidates != 16:
+        origins["num_candidates"] = "given"
+    args = dataclasses.replace(args, **values)
+
+    in_range = {
+        "seed": 0 <= args.seed < 2**31,
+        "batch_size": args.batch_size >= 1,
+        "hidden_sizes": len(args.hidden_sizes) >= 1 and min(args.hidden_sizes) >= 1,
+        "learning_rate": 0 < args.learning_rate < 1,
+        "discount": 0 <= args.discount <= 1,
+        "tau": 0 < args.tau <= 1,
+        "offline_steps": args.offline_steps >= 1,
+        "eval_interval": args.eval_interval >= 1,
+        "eval_episodes": args.eval_episodes >= 1,
+        "eval_envs": args.eval_envs is None or args.eval_envs >= 1,
+        "log_interval": args.log_interval >= 1,
+        "save_minutes": args.save_minutes >= 0,
+        "collect_episodes": args.collect_episodes is None or args.collect_episodes >= 1,
+        "collect_workers": args.collect_workers >= 1,
+        "bc_coef": args.bc_coef >= 0,
+        "q_coef": args.q_coef >= 0,
+        "num_candidates": args.num_candidates >= 1,
+    }
+    for name, valid in in_range.items():
+        if not valid:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: out of range")
+    return args, origins
+
+
+# Networks: they take one example; losses and policies vmap them over the batch.
+
+
+class MLP(eqx.Module):
+    """Hidden layers: Linear, GELU (tanh approximation), and for critics LayerNorm. Output layer: Linear."""
+
+    layers: list[eqx.nn.Linear]
+    norms: list[eqx.nn.LayerNorm]  # empty without LayerNorm
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        hidden_sizes: tuple[int, ...],
+        *,
+        layer_norm: bool = False,
+        key: Key[Array, ""],
+    ):
+        sizes = (in_size, *hidden_sizes, out_size)
+        keys = jax.random.split(key, len(sizes) - 1)
+        self.layers = [_linear(*fan, key=k) for *fan, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        self.norms = [eqx.nn.LayerNorm(size, eps=1e-6) for size in hidden_sizes] if layer_norm else []
+
+    def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
+        x = jnp.concatenate(inputs)
+        for index, layer in enumerate(self.layers[:-1]):
+            x = jax.nn.gelu(layer(x), approximate=True)
+            if self.norms:
+                x = self.norms[index](x)
+        return self.layers[-1](x)
+
+
+def _linear(fan_in: int, fan_out: int, *, key: Key[Array, ""]) -> eqx.nn.Linear:
+    """Glorot uniform kernel and zero bias, unlike Equinox's own initialisation."""
+    weight = jax.nn.initializers.glorot_uniform()(key, (fan_out, fan_in))
+    layer = eqx.nn.Linear(fan_in, fan_out, key=key)
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(fan_out)))
+
+
+class Params(eqx.Module):
+    """Everything that is optimised."""
+
+    critic: MLP  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, 2
+    actor: MLP  # f(s, z), not clipped
+
+
+class TrainState(eqx.Module):
+    """Everything that a checkpoint holds."""
+
+    params: Params
+    target_critic: MLP
+    opt_state: optax.OptState
+    step: Int[Array, ""]  # updates so far
+
+
+class Batch(eqx.Module):
+    """B transitions."""
+
+    observations: Float[Array, "batch observation"]
+    actions: Float[Array, "batch action"]
+    rewards: Float[Array, " batch"]
+    masks: Float[Array, " batch"]  # 0 where the task is complete: no bootstrapping
+    next_observations: Float[Array, "batch observation"]
+
+
+def init_state(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> TrainState:
+    """Fresh networks, target equal to critic, zero Adam moments."""
+    critic_key, actor_key = jax.random.split(key)
+    in_size = observation_dim + action_dim
+
+    def init_critic(key: Key[Array, ""]) -> MLP:
+        return MLP(in_size, 1, args.hidden_sizes, layer_norm=True, key=key)
+
+    critic = eqx.filter_vmap(init_critic)(jax.random.split(critic_key, 2))
+    params = Params(critic=critic, actor=MLP(in_size, action_dim, args.hidden_sizes, key=actor_key))
+    target_critic = jax.tree.map(jnp.copy, critic)  # a copy, for the state's buffers are donated to each chunk
+    return TrainState(params, target_critic, optimizer(args).init(params), jnp.zeros((), jnp.int32))
+
+
+def optimizer(args: Args) -> optax.GradientTransformation:
+    """One Adam over all parameters (betas 0.9 and 0.999, eps 1e-8)."""
+    return optax.adam(args.learning_rate)
+
+
+def sample_batch(dataset: Dataset, batch_size: int, key: Key[Array, ""]) -> Batch:
+    """Uniform with replacement. The row after the one that starts a transition holds its next observation."""
+    rows = dataset.transitions[jax.random.randint(key, (batch_size,), 0, dataset.transitions.shape[0])]
+    return Batch(
+        observations=dataset.observations[rows],
+        actions=dataset.actions[rows],
+        rewards=dataset.rewards[rows],
+        masks=dataset.masks[rows],
+        next_observations=dataset.observations[rows + 1],
+    )
+
+
+# Latents and policy
+
+
+def sample_latents(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Uniform in the d-dimensional ball of radius sqrt(d): direction uniform, radius sqrt(d) u^(1/d). d = shape[-1]."""
+    direction_key, radius_key = jax.random.split(key)
+    d = shape[-1]
+    direction = jax.random.normal(direction_key, shape)
+    direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
+    return jnp.sqrt(d) * jax.random.uniform(radius_key, (*shape[:-1], 1)) ** (1 / d) * direction
+
+
+class Noise(eqx.Module):
+    """Every random draw of one update but the batch."""
+
+    next_latents: Float[Array, "batch action"]  # of the next action in the Bellman target
+    latents: Float[Array, "batch candidates action"]  # of the K candidates
+
+
+def sample_noise(args: Args, action_dim: int, key: Key[Array, ""]) -> Noise:
+    next_key, candidates_key = jax.random.split(key)
+    return Noise(
+        next_latents=sample_latents(next_key, (args.batch_size, action_dim)),
+        latents=sample_latents(candidates_key, (args.batch_size, args.num_candidates, action_dim)),
+    )
+
+
+def sample_action(
+    actor: MLP, observation: Float[Array, " observation"], key: Key[Array, ""]
+) -> Float[Array, " action"]:
+    """The policy that is evaluated: one latent, one pass of the actor, clipped."""
+    action_dim = actor.layers[-1].out_features
+    return jnp.clip(actor(observation, sample_latents(key, (action_dim,))), -1, 1)
+
+
+# Losses
+
+
+def q_values(
+    critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
+) -> Float[Array, "ensemble batch"]:
+    return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
+
+
+def aggregate(q: Float[Array, "ensemble batch"], q_agg: Literal["mean", "min"]) -> Float[Array, " batch"]:
+    return q.mean(axis=0) if q_agg == "mean" else q.min(axis=0)
+
+
+def critic_loss(
+    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
+    next_actions = jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+    next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
+    # The target is a constant: the actor must not learn to make it easy to predict.
+    target_q = jax.lax.stop_gradient(batch.rewards + args.discount * batch.masks * next_q)
+    q = q_values(params.critic, batch.observations, batch.actions)
+    loss = ((q - target_q) ** 2).mean()
+    return loss, {
+        "critic/loss": loss,
+        "critic/q_mean": q.mean(),
+        "critic/q_min": q.min(),
+        "critic/q_max": q.max(),
+        "critic/target_q_mean": target_q.mean(),
+    }
+
+
+def actor_loss(
+    args: Args, params: Params, batch: Batch, noise: Noise
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """bc_coef * L_bc + q_coef * L_q of the winning candidates (section 3.2 of the design: equations of the paper)."""
+
+    # Route: w = argmin_k ||c_k - a||^2 over the candidates c_k = clip(f(s, z_k), -1, 1). Only the winner receives
+    # gradient, so the candidates are computed without, and the winner once more with it.
+    def squared_distances(
+        observation: Float[Array, " observation"], action: Float[Array, " action"], latents: Float[Array, "K action"]
+    ) -> Float[Array, " K"]:
+        candidates = jax.vmap(lambda latent: jnp.clip(frozen_actor(observation, latent), -1, 1))(latents)
+        return ((candidates - action) ** 2).sum(axis=-1)
+
+    frozen_actor = jax.lax.stop_gradient(params.actor)
+    distances = jax.vmap(squared_distances)(batch.observations, batch.actions, noise.latents)  # [batch, K]
+    winner = distances.argmin(axis=1)
+    winning_latents = jnp.take_along_axis(noise.latents, winner[:, None, None], axis=1)[:, 0]
+    actions = jnp.clip(jax.vmap(params.actor)(batch.observations, winning_latents), -1, 1)
+
+    # Behaviour cloning: L_bc = mean over the batch of ||c_w - a||^2 / d.
+    bc_loss = ((actions - batch.actions) ** 2).mean()
+
+    # Improvement: L_q = -mean over the batch of agg_i Q_i(s, c_w).
+    frozen_critic = jax.lax.stop_gradient(params.critic)  # the critic judges actions, it does not learn to praise them
+    q = aggregate(q_values(frozen_critic, batch.observations, actions), args.actor_q_agg)
+    q_loss = -q.mean()
+    if args.normalize_q_loss:
+        scale = 1 / jnp.maximum(jnp.abs(q).mean(), 1e-6)
+        q_loss = jax.lax.stop_gradient(scale) * q_loss  # a change of units, not something to optimise
+
+    loss = args.bc_coef * bc_loss + args.q_coef * q_loss
+    return loss, {
+        "actor/loss": loss,
+        "actor/bc_loss": bc_loss,
+        "actor/q_loss": q_loss,
+        "actor/q_mean": q.mean(),
+        "actor/candidate_distance": distances.mean() / batch.actions.shape[1],
+    }
+
+
+# Training
+
+
+def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One gradient step on both losses, taken at the same parameters, and one step of the target critic."""
+
+    def total_loss(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        c_loss, c_metrics = critic_loss(args, params, state.target_critic, batch, noise)
+        a_loss, a_metrics = actor_loss(args, params, batch, noise)
+        return c_loss + a_loss, c_metrics | a_metrics
+
+    grads, metrics = jax.grad(total_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer(args).update(grads, state.opt_state)
+    # The target follows the critic from before this update.
+    target_critic = jax.tree.map(
+        lambda q, target: args.tau * q + (1 - args.tau) * target, state.params.critic, state.target_critic
+    )
+    return TrainState(optax.apply_updates(state.params, updates), target_critic, opt_state, state.step + 1), metrics
+
+
+def train_chunk(
+    args: Args, state: TrainState, dataset: Dataset, key: Key[Array, ""], num_updates: int
+) -> tuple[TrainState, dict[str, Float[Array, " num_updates"]]]:
+    """`num_updates` updates in one loop on the device. The key of update i is fold_in(key, i), however runs are cut."""
+
+    def one_update(state: TrainState, _: None) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = sample_batch(dataset, args.batch_size, batch_key)
+        noise = sample_noise(args, dataset.actions.shape[1], noise_key)
+        return update(args, state, batch, noise)
+
+    return jax.lax.scan(one_update, state, length=num_updates)
+
+
+def main(args: Args) -> None:
+    """Load, initialise, then for each chunk: train, log, save, evaluate."""
+    run = None
+    if args.resume is not None:
+        if args != Args(resume=args.resume):
+            raise UserError("--resume takes all other settings from the run; give no other argument")
+        run = run_directory.RunDirectory.open(args.resume)
+        if run.config["algorithm"] != ALGORITHM:
+            raise UserError(f"{args.resume} is a run of {run.config['algorithm']}.py, not of {ALGORITHM}.py")
+        args = run_directory.args_from_json(Args, run.config["args"])
+    spec = resolve(args.env_id)
+    args, origins = resolve_settings(args, spec)
+    if args.print_config:
+        print(
+            json.dumps({"env": spec.name, "args": dataclasses.asdict(args), "origins": origins}, indent=2, default=str)
+        )
+        return
+
+    dataset, provenance = datasets.load(
+        spec,
+        dataset_path=args.dataset_path if run is None else pathlib.Path(run.config["dataset"]["path"]),
+        dataset_dir=args.dataset_dir,
+        source=args.data_source,
+        collect_episodes=args.collect_episodes,
+        collect_workers=args.collect_workers,
+    )
+    if run is None:
+        now = datetime.datetime.now()
+        path = (
+            args.run_dir or pathlib.Path("runs") / f"{ALGORITHM}-{spec.short_name}-seed{args.seed}-{now:%Y%m%d-%H%M%S}"
+        )
+        config = {
+            "algorithm": ALGORITHM,
+            "environment": dataclasses.asdict(spec),
+            "args": dataclasses.asdict(args),
+            "origins": origins,
+            "dataset": provenance,
+            "versions": run_directory.versions(),
+            "device": run_directory.device(),
+            "started": f"{now:%Y-%m-%d %H:%M:%S}",
+        }
+        run = run_directory.RunDirectory.create(path, config)
+    elif provenance["sha256"] != run.config["dataset"]["sha256"]:
+        raise UserError(f"{provenance['path']} is not the data that {run.path} was trained on: its SHA-256 differs")
+    observation_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
+    device = run_directory.device()
+    print(
+        f"environment  {spec.name}: observations {observation_dim}, actions {action_dim}\n"
+        f"data         {datasets.describe(provenance)}: {len(dataset.transitions):,} transitions, {dataset.nbytes / 1e6:.0f} MB\n"
+        f"settings     {', '.join(f'{name} {getattr(args, name)} ({origin})' for name, origin in origins.items())}\n"
+        f"networks     {' '.join(map(str, args.hidden_sizes))}, batch size {args.batch_size}, seed {args.seed}\n"
+        f"device       {device['kind']} ({device['platform']}), {device['cpu_cores']} CPU cores, jax {jax.__version__}\n"
+        f"run          {run.path}"
+    )
+    if spec.family not in PUBLISHED:
+        print(f"note         the paper has no settings for {spec.family}; tune --{KNOB.replace('_', '-')}")
+    if args.track:
+        run.track(args.wandb_project)
+
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(args.seed), 3)
+    state = init_state(args, observation_dim, action_dim, init_key)
+    # Metrics of the updates since the last row of train.csv. A checkpoint between two rows has to hold them.
+    metric_names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state, dataset, train_key)[1]
+    unlogged = {name: np.full(args.log_interval, np.nan, np.float32) for name in metric_names}
+    if run.has_checkpoint():
+        state, unlogged = run.restore((state, unlogged))
+    step = saved_step = int(state.step)
+    run.rewind(step)
+    dataset = jax.device_put(dataset)
+
+    @functools.cache
+    def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+        chunk = functools.partial(train_chunk, args, num_updates=num_updates)
+        return jax.jit(chunk, donate_argnums=0).lower(state, dataset, train_key).compile()
+
+    @jax.jit
+    def act(actor: MLP, observations: Array, episodes: Array, time_steps: Array) -> Array:
+        def act_one(observation: Array, episode: Array, time_step: Array) -> Array:
+            key = jax.random.fold_in(jax.random.fold_in(eval_key, episode), time_step)
+            return sample_action(actor, observation, key)
+
+        return jax.vmap(act_one)(observations, episodes, time_steps)
+
+    evaluator = Evaluator(spec, episodes=args.eval_episodes, seed=args.seed, num_envs=args.eval_envs)
+    on_cpu = device["platform"] == "cpu"
+    with (
+        session.StopSignals() as stop,
+        session.Progress(args.offline_steps, initial=step, on_cpu=on_cpu) as progress,
+        contextlib.closing(run),
+        contextlib.closing(evaluator),
+    ):
+        saved_at = sitting_start = time.monotonic()
+        earlier_seconds = run.seconds
+        while True:
+            is_last = step == args.offline_steps
+            if (is_last or (step > 0 and step % args.eval_interval == 0)) and step not in run.evaluations:
+                result = evaluator(functools.partial(act, state.params.actor), stop.requested)
+                if result is not None:
+                    run.log("eval", {"step": step, **result})
+                    progress.report(result)
+            if is_last or stop.requested():
+                break
+
+            # A chunk ends where something is due; on a CPU, where it takes seconds, sooner.
+            ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
+            end = min(*ends, args.offline_steps, step + CPU_CHUNK if on_cpu else args.offline_steps)
+            chunk = compile_chunk(end - step)
+            chunk_start = time.monotonic()
+            state, metrics = chunk(state, dataset, train_key)
+            metrics = jax.device_get(metrics)
+            for name, values in metrics.items():
+                if not np.isfinite(values).all():
+                    diverged = step + 1 + int(np.flatnonzero(~np.isfinite(values))[0])
+                    raise UserError(
+                        f"{name} is not finite at update {diverged}; the last good checkpoint is of update {saved_step} "
+                        f"in {run.path}; lower --learning-rate or raise --{KNOB.replace('_', '-')}"
+                    )
+                unlogged[name][np.arange(step, end) % args.log_interval] = values
+            step = end
+            progress.update(step, time.monotonic() - chunk_start)
+
+            if step % args.log_interval == 0:
+                row = {name: float(values.mean(dtype=np.float64)) for name, values in unlogged.items()}
+                run.log("train", {"step": step, **row})
+                seconds = earlier_seconds + time.monotonic() - sitting_start
+                run.log(
+                    "time",
+                    {"step": step, "time/seconds": seconds, "time/ms_per_update": 1e3 * progress.seconds_per_update},
+                )
+                progress.report({name: row[name] for name in ("critic/loss", "actor/bc_loss", "critic/q_mean")})
+            is_due = time.monotonic() - saved_at >= 60 * args.save_minutes
+            if is_due or stop.requested() or step == args.offline_steps:
+                run.save(step, (state, unlogged))
+                saved_at, saved_step = time.monotonic(), step
+
+    script = pathlib.Path(sys.argv[0]).name
+    if step < args.offline_steps or step not in run.evaluations:
+        print(f"saved update {step:,} of {args.offline_steps:,}; go on with: python {script} --resume {run.path}")
+    else:
+        score = f"success {run.headline():.1f} % (mean of the last evaluations, of updates {run.headline_steps()})"
+        print(f"done: {score}; {run.path}")
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))
