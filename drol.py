@@ -20,13 +20,10 @@ Deviations from the reference implementation:
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -43,6 +40,7 @@ from common.datasets import Dataset
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError, exit_in_one_line
 from common.evaluation import Evaluator
+from common.run_directory import RunDirectory
 
 ALGORITHM = "drol"
 CPU_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
@@ -240,6 +238,7 @@ class MLP(eqx.Module):
         self.norms = [eqx.nn.LayerNorm(size, eps=1e-6) for size in hidden_sizes] if layer_norm else []
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
+        """Apply the network to the concatenated inputs: [s, a] or [s, z]."""
         x = jnp.concatenate(inputs)
         for index, layer in enumerate(self.layers[:-1]):
             x = jax.nn.gelu(layer(x), approximate=True)
@@ -332,6 +331,7 @@ class Noise(eqx.Module):
 
 
 def sample_noise(args: Args, action_dim: int, key: Key[Array, ""]) -> Noise:
+    """Draw fresh latents."""
     next_key, candidates_key = jax.random.split(key)
     return Noise(
         next_latents=sample_latents(next_key, (args.batch_size, action_dim)),
@@ -353,10 +353,12 @@ def sample_action(
 def q_values(
     critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
 ) -> Float[Array, "ensemble batch"]:
+    """Q_i(s, a) of every member of the ensemble."""
     return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
 
 
 def aggregate(q: Float[Array, "ensemble batch"], q_agg: Literal["mean", "min"]) -> Float[Array, " batch"]:
+    """agg_i Q_i."""
     return q.mean(axis=0) if q_agg == "mean" else q.min(axis=0)
 
 
@@ -459,69 +461,49 @@ def main(args: Args) -> None:
     if args.resume is not None:
         if args != Args(resume=args.resume):
             raise UserError("--resume takes all other settings from the run; give no other argument")
-        run = run_directory.RunDirectory.open(args.resume)
-        if run.config["algorithm"] != ALGORITHM:
-            raise UserError(f"{args.resume} is a run of {run.config['algorithm']}.py, not of {ALGORITHM}.py")
-        args = run_directory.args_from_json(Args, run.config["args"])
+        run = RunDirectory.open(args.resume, ALGORITHM)
+        args = run.read_args(Args)
     spec = resolve(args.env_id)
     args, origins = resolve_settings(args, spec)
     if args.print_config:
-        print(
-            json.dumps({"env": spec.name, "args": dataclasses.asdict(args), "origins": origins}, indent=2, default=str)
-        )
+        config = {"environment": spec.name, "args": dataclasses.asdict(args), "origins": origins}
+        print(json.dumps(config, indent=2, default=str))
         return
 
     dataset, provenance = datasets.load(
         spec,
-        dataset_path=args.dataset_path if run is None else pathlib.Path(run.config["dataset"]["path"]),
+        dataset_path=args.dataset_path if run is None else run.dataset_path,
         dataset_dir=args.dataset_dir,
         source=args.data_source,
         collect_episodes=args.collect_episodes,
         collect_workers=args.collect_workers,
     )
     if run is None:
-        now = datetime.datetime.now()
-        path = (
-            args.run_dir or pathlib.Path("runs") / f"{ALGORITHM}-{spec.short_name}-seed{args.seed}-{now:%Y%m%d-%H%M%S}"
-        )
-        config = {
-            "algorithm": ALGORITHM,
-            "environment": dataclasses.asdict(spec),
-            "args": dataclasses.asdict(args),
-            "origins": origins,
-            "dataset": provenance,
-            "versions": run_directory.versions(),
-            "device": run_directory.device(),
-            "started": f"{now:%Y-%m-%d %H:%M:%S}",
-        }
-        run = run_directory.RunDirectory.create(path, config)
-    elif provenance["sha256"] != run.config["dataset"]["sha256"]:
-        raise UserError(f"{provenance['path']} is not the data that {run.path} was trained on: its SHA-256 differs")
-    observation_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
-    device = run_directory.device()
-    print(
-        f"environment  {spec.name}: observations {observation_dim}, actions {action_dim}\n"
-        f"data         {datasets.describe(provenance)}: {len(dataset.transitions):,} transitions, {dataset.nbytes / 1e6:.0f} MB\n"
-        f"settings     {', '.join(f'{name} {getattr(args, name)} ({origin})' for name, origin in origins.items())}\n"
-        f"networks     {' '.join(map(str, args.hidden_sizes))}, batch size {args.batch_size}, seed {args.seed}\n"
-        f"device       {device['kind']} ({device['platform']}), {device['cpu_cores']} CPU cores, jax {jax.__version__}\n"
-        f"run          {run.path}"
+        run = RunDirectory.create(args.run_dir, ALGORITHM, spec, args, origins, provenance)
+    run.check_data(provenance)
+    session.announce(
+        environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
+        data=f"{datasets.describe(provenance)}, {dataset.describe_size()}",
+        settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
+        networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}, seed {args.seed}",
+        device=run_directory.describe_device(),
+        run=str(run.path),
     )
     if spec.family not in PUBLISHED:
-        print(f"note         the paper has no settings for {spec.family}; tune --{KNOB.replace('_', '-')}")
+        print(f"note: nothing is published for {spec.family}; tune --{KNOB.replace('_', '-')}", flush=True)
     if args.track:
         run.track(args.wandb_project)
 
     init_key, train_key, eval_key = jax.random.split(jax.random.key(args.seed), 3)
-    state = init_state(args, observation_dim, action_dim, init_key)
+    state = init_state(args, dataset.observation_dim, dataset.action_dim, init_key)
+    dataset = jax.device_put(dataset)
     # Metrics of the updates since the last row of train.csv. A checkpoint between two rows has to hold them.
     metric_names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state, dataset, train_key)[1]
     unlogged = {name: np.full(args.log_interval, np.nan, np.float32) for name in metric_names}
     if run.has_checkpoint():
         state, unlogged = run.restore((state, unlogged))
-    step = saved_step = int(state.step)
+    step = int(state.step)
     run.rewind(step)
-    dataset = jax.device_put(dataset)
 
     @functools.cache
     def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -530,22 +512,16 @@ def main(args: Args) -> None:
 
     @jax.jit
     def act(actor: MLP, observations: Array, episodes: Array, time_steps: Array) -> Array:
-        def act_one(observation: Array, episode: Array, time_step: Array) -> Array:
-            key = jax.random.fold_in(jax.random.fold_in(eval_key, episode), time_step)
-            return sample_action(actor, observation, key)
+        keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(eval_key, i), t))(episodes, time_steps)
+        return jax.vmap(sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
 
-        return jax.vmap(act_one)(observations, episodes, time_steps)
-
-    evaluator = Evaluator(spec, episodes=args.eval_episodes, seed=args.seed, num_envs=args.eval_envs)
-    on_cpu = device["platform"] == "cpu"
+    on_cpu = jax.default_backend() == "cpu"
     with (
-        session.StopSignals() as stop,
-        session.Progress(args.offline_steps, initial=step, on_cpu=on_cpu) as progress,
         contextlib.closing(run),
-        contextlib.closing(evaluator),
+        contextlib.closing(Evaluator(spec, args.eval_episodes, seed=args.seed, num_envs=args.eval_envs)) as evaluator,
+        session.StopSignals() as stop,
+        session.Progress(args.offline_steps, initial=step, seconds=run.seconds, on_cpu=on_cpu) as progress,
     ):
-        saved_at = sitting_start = time.monotonic()
-        earlier_seconds = run.seconds
         while True:
             is_last = step == args.offline_steps
             if (is_last or (step > 0 and step % args.eval_interval == 0)) and step not in run.evaluations:
@@ -556,44 +532,27 @@ def main(args: Args) -> None:
             if is_last or stop.requested():
                 break
 
-            # A chunk ends where something is due; on a CPU, where it takes seconds, sooner.
+            # A chunk ends where something is due; on a CPU, where that takes long, sooner.
             ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
             end = min(*ends, args.offline_steps, step + CPU_CHUNK if on_cpu else args.offline_steps)
             chunk = compile_chunk(end - step)
-            chunk_start = time.monotonic()
-            state, metrics = chunk(state, dataset, train_key)
-            metrics = jax.device_get(metrics)
-            for name, values in metrics.items():
+            with progress.timed(end):
+                state, metrics = jax.block_until_ready(chunk(state, dataset, train_key))
+            for name, values in jax.device_get(metrics).items():
                 if not np.isfinite(values).all():
-                    diverged = step + 1 + int(np.flatnonzero(~np.isfinite(values))[0])
-                    raise UserError(
-                        f"{name} is not finite at update {diverged}; the last good checkpoint is of update {saved_step} "
-                        f"in {run.path}; lower --learning-rate or raise --{KNOB.replace('_', '-')}"
-                    )
+                    update = step + 1 + int(np.argmin(np.isfinite(values)))
+                    raise UserError(f"{name} is not finite at update {update}; the run is stopped, {run.last_good()}")
                 unlogged[name][np.arange(step, end) % args.log_interval] = values
             step = end
-            progress.update(step, time.monotonic() - chunk_start)
 
             if step % args.log_interval == 0:
                 row = {name: float(values.mean(dtype=np.float64)) for name, values in unlogged.items()}
                 run.log("train", {"step": step, **row})
-                seconds = earlier_seconds + time.monotonic() - sitting_start
-                run.log(
-                    "time",
-                    {"step": step, "time/seconds": seconds, "time/ms_per_update": 1e3 * progress.seconds_per_update},
-                )
-                progress.report({name: row[name] for name in ("critic/loss", "actor/bc_loss", "critic/q_mean")})
-            is_due = time.monotonic() - saved_at >= 60 * args.save_minutes
-            if is_due or stop.requested() or step == args.offline_steps:
+                run.log("time", {"step": step, **progress.times()})
+                progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/bc_loss")})
+            if run.minutes_since_save() >= args.save_minutes or stop.requested() or step == args.offline_steps:
                 run.save(step, (state, unlogged))
-                saved_at, saved_step = time.monotonic(), step
-
-    script = pathlib.Path(sys.argv[0]).name
-    if step < args.offline_steps or step not in run.evaluations:
-        print(f"saved update {step:,} of {args.offline_steps:,}; go on with: python {script} --resume {run.path}")
-    else:
-        score = f"success {run.headline():.1f} % (mean of the last evaluations, of updates {run.headline_steps()})"
-        print(f"done: {score}; {run.path}")
+    run.print_outcome(step, args.offline_steps)
 
 
 if __name__ == "__main__":

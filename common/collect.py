@@ -40,7 +40,7 @@ class Args:
     env_id: str
     """Environment, e.g. cube-double, scene-noisy, pointmaze-large-stitch. Its task does not matter."""
     episodes: int | None = None
-    """Training episodes; OGBench's own number if unset. A tenth as many validation episodes are collected beside them."""
+    """Training episodes; OGBench's own number if unset. A tenth as many validation episodes come on top."""
     seed: int = 0
     """Seed of the collection."""
     workers: int = os.cpu_count() or 1
@@ -84,8 +84,8 @@ def check_collectable(spec: EnvSpec) -> None:
     """Raises `UserError` where there is no scripted oracle."""
     if not is_collectable(spec):
         raise UserError(
-            f"{spec.name}: there is no scripted oracle to collect this data with (only cube, scene, puzzle and pointmaze "
-            "have one); supply the official file with --dataset-path or in --dataset-dir"
+            f"{spec.name}: no scripted oracle collects this data (there are some for cube, scene, puzzle, pointmaze); "
+            "supply the official file with --dataset-path or in --dataset-dir"
         )
 
 
@@ -134,8 +134,8 @@ def collect(
     steps = total * size.episode_steps
     print(
         f"collecting {spec.dataset_name}: {total} episodes of {size.episode_steps} steps with {workers} "
-        f"{'process' if workers == 1 else 'processes'}, about {_minutes(steps / (workers * TRANSITIONS_A_SECOND))} on a "
-        f"2020s CPU (official size: {size.episodes} episodes; fewer: --collect-episodes N, or --episodes N of "
+        f"{'process' if workers == 1 else 'processes'}, about {_minutes(steps / (workers * TRANSITIONS_A_SECOND))} "
+        f"(official size: {size.episodes} episodes; fewer: --collect-episodes N, or --episodes N of "
         "python -m common.collect)",
         flush=True,
     )

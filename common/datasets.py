@@ -1,5 +1,6 @@
 """Offline data: where a data set comes from, whether it is sound, and how it lies in memory."""
 
+import contextlib
 import json
 import pathlib
 import zipfile
@@ -45,9 +46,19 @@ class Dataset(eqx.Module):
     transitions: Int[Array | np.ndarray, " transitions"]  # rows that start a transition
 
     @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+    def observation_dim(self) -> int:
+        """Length of an observation."""
+        return self.observations.shape[1]
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        return self.actions.shape[1]
+
+    def describe_size(self) -> str:
+        """For people: transitions and bytes in memory."""
+        megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self)) / 1e6
+        return f"{self.transitions.size:,} transitions, {megabytes:.0f} MB"
 
 
 def load(
@@ -92,10 +103,8 @@ def provenance(path: pathlib.Path) -> Provenance:
     origin: Provenance = {"source": "file"}
     if digest == KNOWN_SHA256.get(path.name):
         origin = {"source": "official"}
-    try:
+    with contextlib.suppress(OSError, ValueError):
         origin = json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        pass
     if origin.get("sha256") not in (None, digest):
         origin = {"source": "file", "note": f"differs from the file that {path.with_suffix('.json').name} describes"}
     return {**origin, "path": str(path), "sha256": digest}

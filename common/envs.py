@@ -10,7 +10,6 @@ import numpy as np
 
 from common.env_ids import EnvSpec
 
-
 # Of every machine without a display, and of OGBench's float64 bounds for float32 actions.
 warnings.filterwarnings("ignore", module="glfw")
 warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
@@ -41,6 +40,7 @@ class EvaluationEnv(gymnasium.Wrapper):
         self._last_step: tuple | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Start the episode that belongs to `seed`."""
         np.random.seed(seed)  # OGBench's mazes draw from the global generator
         self.env.action_space.seed(seed)  # and a reset takes a few random steps to make up a goal image
         observation, _ = self.env.reset(seed=seed)
@@ -50,6 +50,7 @@ class EvaluationEnv(gymnasium.Wrapper):
         return np.asarray(observation, np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Take a step; after the last one of the episode, return that one again."""
         if self._last_step is None:
             observation, reward, terminated, truncated, info = self.env.step(action)
             step = (np.asarray(observation, np.float32), float(reward), terminated, truncated)

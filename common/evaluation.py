@@ -26,7 +26,7 @@ class Evaluator:
     e + 2n, ...: never 'the first to finish', which would favour short episodes.
     """
 
-    def __init__(self, spec: EnvSpec, *, episodes: int, seed: int, num_envs: int | None = None):
+    def __init__(self, spec: EnvSpec, episodes: int, *, seed: int, num_envs: int | None = None):
         """Args:
         spec: environment.
         episodes: episodes an evaluation.

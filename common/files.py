@@ -25,7 +25,7 @@ def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> No
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import datetime
 import io
 import json
 import os
 import pathlib
-import types
+import sys
+import time
 import typing
 from importlib import metadata
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 
 from common import checkpoints
+from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.files import write_whole
 
@@ -22,6 +25,7 @@ HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluat
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium")
 
 Row = dict[str, float | int]
+Args = typing.TypeVar("Args")
 
 
 class RunDirectory:
@@ -34,14 +38,43 @@ class RunDirectory:
         self.evaluations: dict[int, Row] = {}  # by step
         self.seconds = 0.0  # of wall-clock that all sittings together have spent
         self._wandb: Any = None
+        self._saved_at, self._saved_step = time.monotonic(), 0
 
     @staticmethod
-    def create(path: pathlib.Path, config: dict[str, Any]) -> "RunDirectory":
+    def create(
+        path: pathlib.Path | None,
+        algorithm: str,
+        spec: EnvSpec,
+        args: Any,
+        origins: dict[str, str],
+        provenance: dict[str, Any],
+    ) -> "RunDirectory":
         """Start a new run.
 
+        Args:
+            path: folder; runs/ALGORITHM-ENV-seedSEED-DATE-TIME if None.
+            algorithm: 'drol' or 'fql'.
+            spec: environment.
+            args: the resolved arguments, a dataclass.
+            origins: where each resolved setting came from.
+            provenance: where the data came from.
+
         Raises:
-            UserError: there is a run at this path already, or it cannot be written.
+            UserError: there is something at this path already, or it cannot be written.
         """
+        now = datetime.datetime.now()
+        if path is None:
+            path = pathlib.Path("runs") / f"{algorithm}-{spec.short_name}-seed{args.seed}-{now:%Y%m%d-%H%M%S}"
+        config = {
+            "algorithm": algorithm,
+            "environment": dataclasses.asdict(spec),
+            "args": dataclasses.asdict(args),
+            "origins": origins,
+            "dataset": provenance,
+            "versions": {package: metadata.version(package) for package in PACKAGES},
+            "device": describe_device(),
+            "started": f"{now:%Y-%m-%d %H:%M:%S}",
+        }
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -50,22 +83,57 @@ class RunDirectory:
             write_whole(path / "config.json", lambda temporary: temporary.write_text(text))
         except OSError as error:
             raise UserError(f"cannot write the run directory: {describe_os_error(error)}") from error
-        return RunDirectory(path, config)
+        return RunDirectory(path, json.loads(text))
 
     @staticmethod
-    def open(path: pathlib.Path) -> "RunDirectory":
+    def open(path: pathlib.Path, algorithm: str) -> "RunDirectory":
         """Open an existing run.
 
         Raises:
-            UserError: it is not a run directory.
+            UserError: it is not a run directory, or a run of another algorithm.
         """
         try:
             config = json.loads((path / "config.json").read_text())
-            config["args"], config["algorithm"], config["dataset"]["sha256"]  # what resuming needs
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = describe_os_error(error) if isinstance(error, OSError) else f"config.json is damaged: {error!r}"
-            raise UserError(f"{path} is not a run directory ({problem})") from error
+            made_by = config["algorithm"]
+            config["args"], config["environment"]["suite"], config["dataset"]["path"], config["dataset"]["sha256"]
+        except OSError as error:
+            raise UserError(f"--resume {path}: not a run directory ({describe_os_error(error)})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--resume {path}: config.json is damaged ({error!r})") from error
+        if made_by != algorithm:
+            raise UserError(f"--resume {path}: a run of {made_by}.py, not of {algorithm}.py")
         return RunDirectory(path, config)
+
+    @property
+    def dataset_path(self) -> pathlib.Path:
+        """The data file that the run was started on."""
+        return pathlib.Path(self.config["dataset"]["path"])
+
+    def read_args(self, args_class: type[Args]) -> Args:
+        """The arguments that the run was started with.
+
+        Raises:
+            UserError: another version of the script, with other arguments, made the run.
+        """
+        values = self.config["args"]
+        hints = typing.get_type_hints(args_class)
+        if set(hints) != set(values):
+            names = ", ".join(sorted(set(hints) ^ set(values)))
+            raise UserError(f"{self.path} was made by another version of the script (arguments that differ: {names})")
+
+        def decode(value: Any, hint: Any) -> Any:
+            if value is not None and pathlib.Path in (hint, *typing.get_args(hint)):
+                return pathlib.Path(value)
+            return tuple(value) if isinstance(value, list) else value
+
+        return args_class(**{name: decode(value, hints[name]) for name, value in values.items()})
+
+    def check_data(self, provenance: dict[str, Any]) -> None:
+        """Raises `UserError` if this is not the data that the run was started on."""
+        if provenance["sha256"] != self.config["dataset"]["sha256"]:
+            raise UserError(
+                f"{provenance['path']} is not the data that {self.path} was trained on: its SHA-256 differs"
+            )
 
     def save(self, step: int, tree: Any) -> pathlib.Path:
         """Write a checkpoint; every row logged so far reaches the disk before it does."""
@@ -73,10 +141,20 @@ class RunDirectory:
             if (self.path / f"{table}.csv").exists():
                 with (self.path / f"{table}.csv").open("rb+") as file:
                     os.fsync(file.fileno())
-        return checkpoints.save(self.path / "checkpoints", step, tree)
+        path = checkpoints.save(self.path / "checkpoints", step, tree)
+        self._saved_at, self._saved_step = time.monotonic(), step
+        return path
+
+    def minutes_since_save(self) -> float:
+        """Wall-clock since the last checkpoint of this sitting, or since its beginning."""
+        return (time.monotonic() - self._saved_at) / 60
+
+    def last_good(self) -> str:
+        """Where the last sound state is, for a message."""
+        return f"the last good checkpoint is of update {self._saved_step}: {self.path / 'checkpoints'}"
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a state to go on from; a run that was killed before the first one starts at its beginning."""
+        """Whether there is a state to go on from. A run killed before its first checkpoint starts at its beginning."""
         return any((self.path / "checkpoints").glob("step-*.npz"))
 
     def restore(self, like: Any) -> Any:
@@ -84,7 +162,8 @@ class RunDirectory:
         return checkpoints.restore_latest(self.path / "checkpoints", like)
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`: the resumed run logs it again."""
+        """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""
+        self._saved_step = step
         for table in TABLES:
             path = self.path / f"{table}.csv"
             if not path.exists():
@@ -114,7 +193,7 @@ class RunDirectory:
             self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
     def headline(self) -> float:
-        """The score as the papers take it: mean success (OGBench: last three evaluations) in percent. Never the best."""
+        """The score as the papers take it: mean success in percent of the last evaluations. Never the best."""
         steps = self.headline_steps()
         return sum(self.evaluations[step]["evaluation/success"] for step in steps) / len(steps)
 
@@ -135,6 +214,15 @@ class RunDirectory:
         self._wandb = wandb.init(
             project=project, name=self.path.name, id=self.path.name, resume="allow", dir=self.path, config=self.config
         )
+
+    def print_outcome(self, step: int, total: int) -> None:
+        """The last line of a run: its score, or how to go on."""
+        if step == total and step in self.evaluations:
+            steps = ", ".join(f"{step:,}" for step in self.headline_steps())
+            print(f"done: success {self.headline():.1f} % (mean of the evaluations after {steps} updates); {self.path}")
+        else:
+            script = pathlib.Path(sys.argv[0]).name
+            print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {self.path}")
 
     def close(self) -> None:
         """Finish what `track` began."""
@@ -168,37 +256,7 @@ def _write_rows(file: typing.TextIO, rows: list[Row], *, header: bool) -> None:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    return {package: metadata.version(package) for package in PACKAGES}
-
-
-def device() -> dict[str, Any]:
-    """What the run runs on."""
+def describe_device() -> str:
+    """What JAX computes on."""
     first = jax.devices()[0]
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "count": jax.local_device_count(),
-        "cpu_cores": os.cpu_count(),
-    }
-
-
-def args_from_json(args_class: type, values: dict[str, Any]) -> Any:
-    """The inverse of writing `dataclasses.asdict(args)` to JSON: paths and tuples come back as such.
-
-    Raises:
-        UserError: the run was made by another version of the script, with other arguments.
-    """
-    hints = typing.get_type_hints(args_class)
-    names = {field.name for field in dataclasses.fields(args_class)}
-    if names != set(values):
-        raise UserError(f"the run was made with other arguments ({', '.join(sorted(names ^ set(values)))})")
-
-    def decode(value: Any, hint: Any) -> Any:
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if value is not None and pathlib.Path in options:
-            return pathlib.Path(value)
-        return tuple(value) if isinstance(value, list) else value
-
-    return args_class(**{name: decode(values[name], hints[name]) for name in names})
+    return f"{jax.local_device_count()} x {first.device_kind} ({first.platform}), {os.cpu_count()} CPU cores"

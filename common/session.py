@@ -1,19 +1,28 @@
 """What surrounds a training loop: a polite stop, and news about how far it is."""
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 import tqdm
 
 SLOW_RUN_S = 3600
-QUICK_START = (
-    "README.md, 'Quick start', finishes on a laptop; README.md, 'Accelerators', has the one line that adds a GPU"
+SLOW_RUN_HINT = (
+    "that is long, on a CPU: in README.md, 'Quick start' is a run that a laptop finishes, and 'Accelerators' has the "
+    "line that adds a GPU"
 )
+
+
+def announce(**lines: str) -> None:
+    """Print what a run resolved to, a line each."""
+    for name, text in lines.items():
+        print(f"{name:<12} {text}", flush=True)
 
 
 class StopSignals:
@@ -60,14 +69,25 @@ class StopSignals:
 class Progress:
     """A progress bar with updates per second and time left; one line for each log row where there is no terminal."""
 
-    def __init__(self, total: int, *, initial: int, on_cpu: bool):
-        self.total, self._initial, self._on_cpu = total, initial, on_cpu
-        self.step = initial
-        self._is_terminal = sys.stderr.isatty()
-        self._announced = False
+    def __init__(self, total: int, *, initial: int, seconds: float, on_cpu: bool):
+        """Args:
+        total: updates of the whole run.
+        initial: updates done before this sitting.
+        seconds: wall-clock that earlier sittings took.
+        on_cpu: whether to say where faster machines are, should it take long.
+        """
+        self.total, self.step, self._on_cpu = total, initial, on_cpu
+        self._initial = initial
+        self._start = time.monotonic() - seconds
         self._training_s = 0.0
+        self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
-            total=total, initial=initial, unit="update", desc="training", disable=not self._is_terminal
+            total=total,
+            initial=initial,
+            unit="update",
+            desc="training",
+            disable=not self._is_terminal,
+            dynamic_ncols=True,
         )
 
     def __enter__(self) -> "Progress":
@@ -78,25 +98,35 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def update(self, step: int, seconds: float) -> None:
-        """A chunk that took `seconds` (compilation not counted) has ended at `step`."""
-        self._bar.update(step - self.step)
-        self.step = step
-        self._training_s += seconds
-        if not self._announced:
-            self._announced = True
-            remaining_s = (self.total - step) * self.seconds_per_update
+    @contextlib.contextmanager
+    def timed(self, end: int) -> Iterator[None]:
+        """Around a chunk (already compiled) that ends after update `end`. The first one foretells the whole run."""
+        start = time.monotonic()
+        yield
+        self._training_s += time.monotonic() - start
+        is_first = self.step == self._initial
+        self._bar.update(end - self.step)
+        self.step = end
+        if is_first:
+            left_s = (self.total - end) * self.seconds_per_update
             self.say(
-                f"one update takes {1e3 * self.seconds_per_update:.3g} ms: {self.total - step:,} more will take about "
-                f"{duration(remaining_s)}, evaluations not counted"
+                f"one update takes {1e3 * self.seconds_per_update:.3g} ms: the other {self.total - end:,} will take "
+                f"about {duration(left_s)}, and evaluations come on top"
             )
-            if self._on_cpu and remaining_s > SLOW_RUN_S:
-                self.say(f"that is long, on a CPU. {QUICK_START}.")
+            if self._on_cpu and left_s > SLOW_RUN_S:
+                self.say(SLOW_RUN_HINT)
 
     @property
     def seconds_per_update(self) -> float:
         """Mean over this sitting."""
         return self._training_s / max(self.step - self._initial, 1)
+
+    def times(self) -> dict[str, float]:
+        """Columns of time.csv: wall-clock of all sittings with everything in it, and the training alone."""
+        return {
+            "time/seconds": time.monotonic() - self._start,
+            "time/ms_per_update": 1e3 * self.seconds_per_update,
+        }
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -105,15 +135,14 @@ class Progress:
 
     def report(self, numbers: dict[str, float]) -> None:
         """Show the newest numbers, on the bar or as a line."""
-        text = ", ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in numbers.items())
+        text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         if self._is_terminal:
             self._bar.set_postfix_str(text)
         else:
-            left = (self.total - self.step) * self.seconds_per_update
-            self.say(
-                f"{time.strftime('%H:%M:%S')}  {self.step:>9,} / {self.total:,}  {1 / self.seconds_per_update:.4g} updates/s"
-                f"  {duration(left)} left  {text}"
-            )
+            rate = 1 / self.seconds_per_update if self.step > self._initial else 0
+            left = duration((self.total - self.step) * self.seconds_per_update)
+            now = time.strftime("%H:%M:%S")
+            self.say(f"{now}  {self.step:>9,} of {self.total:,}  {rate:.4g} updates/s  {left} left  {text}")
 
 
 def duration(seconds: float) -> str:
