@@ -1,0 +1,48 @@
+"""Fixtures: real data, collected once for the whole suite. Annotated shapes and types are checked at run time."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from jaxtyping import install_import_hook
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))
+install_import_hook(["drol", "common"], "beartype.beartype")
+
+import pytest  # noqa: E402
+
+from common import collect  # noqa: E402
+from common.env_ids import resolve  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with collected data: pointmaze-medium (4 episodes of 1001 steps) and cube-single (2 episodes)."""
+    folder = tmp_path_factory.mktemp("data")
+    collect.collect(resolve("pointmaze-medium"), folder, episodes=4, workers=1)
+    collect.collect(resolve("cube-single"), folder, episodes=2, val_episodes=1, workers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pointmaze_file(data_dir: pathlib.Path) -> pathlib.Path:
+    return collect.collected_path(resolve("pointmaze-medium"), data_dir, 4, 0)
+
+
+@pytest.fixture(scope="session")
+def cube_file(data_dir: pathlib.Path) -> pathlib.Path:
+    return collect.collected_path(resolve("cube-single"), data_dir, 2, 0)
+
+
+def command(*args: object, module: str | None = None) -> list[str]:
+    program = ["-m", module] if module else ["drol.py"]
+    return [sys.executable, *program, *map(str, args)]
+
+
+def run_script(*args: object, cwd: pathlib.Path = REPOSITORY, module: str | None = None) -> subprocess.CompletedProcess:
+    """Run drol.py (or a module) as a user does, in another process."""
+    return subprocess.run(
+        command(*args, module=module), cwd=cwd, capture_output=True, text=True, timeout=240, env=dict(os.environ)
+    )

@@ -1,0 +1,127 @@
+"""DROL's update in float64 NumPy, slow and plain, written from the equations (DESIGN sections 3.1 and 3.2).
+
+Networks are dicts: 'kernels' (inputs, outputs), 'biases', and for critics 'scales', 'shifts' of LayerNorm. Gradients
+are written out by hand; nothing here knows of JAX.
+"""
+
+import numpy as np
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_slope(x):
+    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+
+
+def forward(net, x):
+    """Output and what the backward pass needs."""
+    tape = []
+    hidden = len(net["kernels"]) - 1
+    for i in range(hidden):
+        pre = x @ net["kernels"][i] + net["biases"][i]
+        post = gelu(pre)
+        normed = post
+        if "scales" in net:
+            centred = post - post.mean(-1, keepdims=True)
+            sigma = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+            normed = centred / sigma * net["scales"][i] + net["shifts"][i]
+            tape.append((x, pre, centred / sigma, sigma))
+        else:
+            tape.append((x, pre, None, None))
+        x = normed
+    tape.append((x,))
+    return x @ net["kernels"][-1] + net["biases"][-1], tape
+
+
+def backward(net, tape, grad):
+    """Gradients of the parameters and of the input, from the gradient of the output."""
+    grads = {key: [None] * len(value) for key, value in net.items()}
+    (x,) = tape[-1]
+    grads["kernels"][-1], grads["biases"][-1] = x.T @ grad, grad.sum(0)
+    grad = grad @ net["kernels"][-1].T
+    for i in reversed(range(len(net["kernels"]) - 1)):
+        x, pre, unit, sigma = tape[i]
+        if "scales" in net:
+            grads["scales"][i], grads["shifts"][i] = (grad * unit).sum(0), grad.sum(0)
+            grad = grad * net["scales"][i]
+            grad = (grad - grad.mean(-1, keepdims=True) - unit * (grad * unit).mean(-1, keepdims=True)) / sigma
+        grad = grad * gelu_slope(pre)
+        grads["kernels"][i], grads["biases"][i] = x.T @ grad, grad.sum(0)
+        grad = grad @ net["kernels"][i].T
+    return grads, grad
+
+
+def q_values(critics, observations, actions):
+    pairs = [forward(critic, np.concatenate([observations, actions], -1)) for critic in critics]
+    return np.stack([q[:, 0] for q, _ in pairs]), [tape for _, tape in pairs]
+
+
+def aggregate(q, how):
+    """Aggregated Q-values and the weight of each member in them."""
+    if how == "mean":
+        return q.mean(0), np.full(q.shape, 1 / len(q))
+    weights = np.zeros(q.shape)
+    weights[q.argmin(0), np.arange(q.shape[1])] = 1
+    return q.min(0), weights
+
+
+def critic_loss(settings, critics, targets, actor, batch, noise):
+    """Loss and gradients of each critic."""
+    next_actions, _ = forward(actor, np.concatenate([batch["next_observations"], noise["next_latents"]], -1))
+    next_q, _ = q_values(targets, batch["next_observations"], np.clip(next_actions, -1, 1))
+    next_q, _ = aggregate(next_q, settings["q_agg"])
+    y = batch["rewards"] + settings["discount"] * batch["masks"] * next_q
+    q, tapes = q_values(critics, batch["observations"], batch["actions"])
+    grads = [
+        backward(critic, tape, (2 * (q_i - y) / q.size)[:, None])[0]
+        for critic, tape, q_i in zip(critics, tapes, q, strict=True)
+    ]
+    return ((q - y) ** 2).mean(), grads
+
+
+def route(actor, batch, latents):
+    """The winning latent of each transition, by brute force."""
+    winners = []
+    for s, a, zs in zip(batch["observations"], batch["actions"], latents, strict=True):
+        best, best_distance = None, np.inf
+        for z in zs:
+            c, _ = forward(actor, np.concatenate([s, z])[None])
+            distance = ((np.clip(c[0], -1, 1) - a) ** 2).sum()
+            if distance < best_distance:
+                best, best_distance = z, distance
+        winners.append(best)
+    return np.stack(winners)
+
+
+def actor_loss(settings, critics, actor, batch, noise):
+    """Loss and gradients of the actor."""
+    z = route(actor, batch, noise["latents"])
+    raw, tape = forward(actor, np.concatenate([batch["observations"], z], -1))
+    c = np.clip(raw, -1, 1)
+    size, d = c.shape
+    bc = (((c - batch["actions"]) ** 2).sum(-1) / d).mean()
+    q, tapes = q_values(critics, batch["observations"], c)
+    q_agg, weights = aggregate(q, settings["actor_q_agg"])
+    scale = 1 / max(np.abs(q_agg).mean(), 1e-6) if settings["normalize_q_loss"] else 1.0
+    improvement = -scale * q_agg.mean()
+
+    grad_c = settings["bc_coef"] * 2 * (c - batch["actions"]) / (d * size)
+    for critic, critic_tape, weight in zip(critics, tapes, weights, strict=True):
+        _, grad_input = backward(critic, critic_tape, (-settings["q_coef"] * scale * weight / size)[:, None])
+        grad_c = grad_c + grad_input[:, -d:]
+    grads, _ = backward(actor, tape, grad_c * (np.abs(raw) < 1))
+    return settings["bc_coef"] * bc + settings["q_coef"] * improvement, grads
+
+
+def adam(settings, params, grads, moments, step):
+    """One Adam step (betas 0.9 and 0.999, eps 1e-8); step counts from 1."""
+    new_params, new_moments = [], []
+    for p, g, (m, v) in zip(params, grads, moments, strict=True):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        direction = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        new_params.append(p - settings["learning_rate"] * direction)
+        new_moments.append((m, v))
+    return new_params, new_moments

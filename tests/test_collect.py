@@ -1,0 +1,141 @@
+"""Collected data: format, determinism, recipe."""
+
+import json
+
+import numpy as np
+import ogbench
+import pytest
+from conftest import run_script
+
+from common import collect
+from common.env_ids import resolve
+from common.envs import make_env
+from common.errors import UserError
+
+
+def test_files_are_in_the_official_format(cube_file):
+    for path, episodes in ((cube_file, 2), (cube_file.with_name(f"{cube_file.stem}-val.npz"), 1)):
+        with np.load(path) as file:
+            assert set(file) == {"observations", "actions", "terminals", "qpos", "qvel"}
+            shapes = {key: file[key].shape for key in file}
+            dtypes = {key: file[key].dtype for key in file}
+            terminals, actions = file["terminals"], file["actions"]
+        rows = episodes * 1001
+        assert shapes == {
+            "observations": (rows, 28),
+            "actions": (rows, 5),
+            "terminals": (rows,),
+            "qpos": (rows, 21),
+            "qvel": (rows, 20),
+        }
+        assert dtypes == {key: np.bool_ if key == "terminals" else np.float32 for key in shapes}
+        assert np.flatnonzero(terminals).tolist() == [1001 * (i + 1) - 1 for i in range(episodes)]
+        assert np.abs(actions).max() <= 1
+    data = ogbench.load_dataset(str(cube_file))
+    assert len(data["observations"]) == 2000
+    assert cube_file.name != "cube-single-play-v0.npz"
+    record = json.loads(cube_file.with_suffix(".json").read_text())
+    assert (record["source"], record["episodes"], record["official_episodes"]) == ("collected", 2, 1000)
+
+
+def test_positions_and_velocities_belong_to_the_state_before_the_step(cube_file):
+    with np.load(cube_file) as file:
+        observations, qpos, qvel = file["observations"], file["qpos"], file["qvel"]
+    np.testing.assert_allclose(observations[:, :6], qpos[:, :6], atol=1e-6)  # the arm's joints lead both
+    np.testing.assert_allclose(observations[:, 6:12], qvel[:, :6], atol=1e-5)
+
+
+def test_the_oracle_moves_the_cube(cube_file):
+    with np.load(cube_file) as file:
+        cube = file["qpos"][:, 14:17]
+    assert np.linalg.norm(cube.max(0)[:2] - cube.min(0)[:2]) > 0.1  # metres
+    assert cube[:, 2].max() > 0.08  # lifted
+
+
+def test_the_data_does_not_depend_on_the_number_of_workers(tmp_path):
+    spec = resolve("pointmaze-medium")
+    files = [collect.collect(spec, tmp_path / str(workers), episodes=3, seed=5, workers=workers) for workers in (1, 2)]
+    first, second = (dict(np.load(path)) for path in files)
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key])
+    episodes = first["actions"].reshape(3, 1001, 2)
+    assert not np.array_equal(episodes[0], episodes[1])  # each has a seed of its own
+    longer = dict(np.load(collect.collect(spec, tmp_path / "4", episodes=4, seed=5, workers=2)))
+    np.testing.assert_array_equal(longer["observations"][: 3 * 1001], first["observations"])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "buttons"),
+    [
+        ("cube-double", 0),
+        ("cube-double-noisy", 0),
+        ("scene", 2),
+        ("scene-noisy", 2),
+        ("puzzle-3x3", 9),
+        ("puzzle-4x4-noisy", 16),
+    ],
+)
+def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
+    np.random.seed(0)
+    episode = collect.manipulation_recipe(resolve(env_id), 120)()
+    assert {len(values) for values in episode.values()} == {120}
+    assert np.isfinite(episode["observations"]).all()
+    if buttons:
+        assert episode["button_states"].shape == (120, buttons)
+        assert episode["button_states"].dtype == np.int64
+        assert set(np.unique(episode["button_states"])) <= {0, 1}
+    # Random and noisy actions leave the closed-loop controller's saturated ones; a plan moves smoothly.
+    jumps = np.abs(np.diff(episode["actions"][:, :3], axis=0)).mean()
+    assert (jumps > 0.15) == env_id.endswith("noisy"), jumps
+
+
+@pytest.mark.parametrize("env_id", ["pointmaze-medium", "pointmaze-teleport", "pointmaze-medium-stitch"])
+def test_pointmaze_recipes_reach_goals(env_id):
+    spec = resolve(env_id)
+    env = make_env(f"{spec.env_name}-v0").unwrapped
+    np.random.seed(1)
+    collect_episode = collect.pointmaze_recipe(spec, 400)
+    for _ in range(3):
+        episode = collect_episode()
+        path = episode["observations"]
+        assert all(env.maze_map[env.xy_to_ij(xy)] == 0 for xy in path)
+        steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+        if spec.dataset_type == "stitch":  # four cells of four units away, then it stays
+            assert np.linalg.norm(path[-100:].max(0) - path[-100:].min(0)) < 6
+        elif env_id == "pointmaze-medium":  # goes on to the next goal
+            assert steps[-100:].mean() > 0.08
+
+
+def test_official_sizes():
+    sizes = {
+        "cube-single": (1000, 1001),
+        "cube-triple": (3000, 1001),
+        "cube-quadruple-noisy": (5000, 1001),
+        "puzzle-4x5": (3000, 1001),
+        "puzzle-4x6": (5000, 1001),
+        "pointmaze-large": (1000, 1001),
+        "pointmaze-giant": (500, 2001),
+        "pointmaze-giant-stitch": (5000, 201),
+    }
+    for env_id, size in sizes.items():
+        official = collect.official_size(resolve(env_id))
+        assert (official.episodes, official.episode_steps) == size
+    with pytest.raises(UserError, match="no scripted oracle"):
+        collect.official_size(resolve("antmaze-large"))
+
+
+def test_as_a_program(tmp_path):
+    result = run_script(
+        *("--env-id", "pointmaze-medium-stitch", "--episodes", 10, "--workers", 1, "--dataset-dir", tmp_path),
+        module="common.collect",
+    )
+    assert result.returncode == 0, result.stderr
+    names = sorted(path.name for path in tmp_path.iterdir())
+    stem = "pointmaze-medium-stitch-v0-collected-10-episodes-seed0"
+    assert names == [f"{stem}-val.npz", f"{stem}.json", f"{stem}.npz"]
+    assert "official size: 5000 episodes" in result.stdout
+
+    refused = run_script("--env-id", "humanoidmaze-large", "--dataset-dir", tmp_path, module="common.collect")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert "Traceback" not in refused.stderr

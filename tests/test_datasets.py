@@ -1,0 +1,207 @@
+"""Loading real files, damaged files, and downloads from a server on this machine."""
+
+import functools
+import http.server
+import json
+import pathlib
+import threading
+
+import numpy as np
+import ogbench
+import pytest
+
+from common import collect, datasets
+from common.env_ids import resolve
+from common.errors import UserError
+
+CUBE = resolve("cube-single")
+
+
+def altered(source: pathlib.Path, folder: pathlib.Path, **changes) -> pathlib.Path:
+    """A copy of a real file with arrays replaced, or left out (None)."""
+    arrays = dict(np.load(source)) | changes
+    path = folder / "altered.npz"
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def test_a_real_file_becomes_transitions(cube_file):
+    data = datasets.read_ogbench(CUBE, cube_file)
+    usual = ogbench.load_dataset(str(cube_file))  # the package's own (s, a, s') layout
+    np.testing.assert_array_equal(data.observations[data.transitions], usual["observations"])
+    np.testing.assert_array_equal(data.observations[data.transitions + 1], usual["next_observations"])
+    np.testing.assert_allclose(data.actions[data.transitions], usual["actions"], atol=1.1e-5)
+    assert np.abs(data.actions).max() <= 1 - 1e-5
+    assert {leaf.dtype for leaf in (data.observations, data.actions, data.rewards, data.masks)} == {
+        np.dtype(np.float32)
+    }
+    assert data.transitions.dtype == np.int32
+
+
+def test_rewards_count_unmet_goals_and_masks_mark_success(cube_file):
+    # Default task of cube-single: the cube at (0.50, 0, 0.02) (OGBench, task 2), within 4 cm.
+    with np.load(cube_file) as file:
+        cube = file["qpos"][:, 14:17]
+    solved = np.linalg.norm(cube - [0.50, 0.0, 0.02], axis=-1) <= 0.04
+    data = datasets.read_ogbench(CUBE, cube_file)
+    np.testing.assert_array_equal(data.rewards, solved - 1.0)
+    np.testing.assert_array_equal(data.masks, 1.0 - solved)
+
+
+def test_the_task_changes_the_rewards(pointmaze_file):
+    data = [datasets.read_ogbench(resolve(f"pointmaze-medium-task{i}"), pointmaze_file) for i in (1, 2)]
+    assert not np.array_equal(data[0].rewards, data[1].rewards)
+    np.testing.assert_array_equal(data[0].observations, data[1].observations)
+
+
+def poke(array: np.ndarray, value: float) -> np.ndarray:
+    array = array.copy()
+    array.reshape(-1)[len(array) // 2] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: {"actions": None}, "actions is missing"),
+        (lambda a: {"qpos": None}, "qpos is missing"),
+        (lambda a: {"observations": a["observations"][:, :-1]}, r"observations has shape \(2002, 27\)"),
+        (lambda a: {"actions": a["actions"][:-1]}, r"2001 rows of actions but 2002 of observations"),
+        (
+            lambda a: {"observations": poke(a["observations"], np.nan)},
+            "NaN or infinity in observations, first in row 35",
+        ),
+        (lambda a: {"qvel": poke(a["qvel"], np.inf)}, "NaN or infinity in qvel"),
+        (lambda a: {"actions": poke(a["actions"], -1.5)}, r"actions must lie in \[-1, 1\], the largest is 1.5"),
+        (lambda a: {"terminals": np.zeros_like(a["terminals"])}, "the last trajectory does not end"),
+        (lambda a: {key: value[:0] for key, value in a.items()}, "holds no transition"),
+        (
+            lambda a: {key: value[:1] for key, value in a.items()} | {"terminals": np.ones(1, bool)},
+            "holds no transition",
+        ),
+    ],
+)
+def test_unsound_data_is_refused(cube_file, tmp_path, change, message):
+    path = altered(cube_file, tmp_path, **change(dict(np.load(cube_file))))
+    with pytest.raises(UserError, match=message):
+        datasets.read_ogbench(CUBE, path)
+
+
+def test_damaged_files_are_refused(cube_file, tmp_path):
+    whole = cube_file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0xFF
+    for content in (whole[: len(whole) // 2], whole[:-100], b"", b"not an npz file", bytes(flipped)):
+        path = tmp_path / "damaged.npz"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="damaged or not an npz file"):
+            datasets.read_ogbench(CUBE, path)
+
+
+def test_another_environments_file_is_refused(pointmaze_file):
+    with pytest.raises(UserError, match="cube-single needs"):
+        datasets.read_ogbench(CUBE, pointmaze_file)
+
+
+# Where data comes from. The servers are this machine's own.
+
+
+@pytest.fixture
+def servers(tmp_path, monkeypatch):
+    """Folders of an official server and a mirror on 127.0.0.1."""
+    folders = []
+    started = []
+    for name in ("OFFICIAL_SERVER", "MIRROR"):
+        folder = tmp_path / name
+        folder.mkdir()
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(datasets, name, f"http://127.0.0.1:{server.server_port}")
+        folders.append(folder)
+        started.append(server)
+    yield folders
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def locate(dataset_dir, source="auto", episodes=1, env_id="pointmaze-medium"):
+    _, origin = datasets.load(
+        resolve(env_id),
+        dataset_path=None,
+        dataset_dir=dataset_dir,
+        source=source,
+        collect_episodes=episodes,
+        collect_workers=1,
+    )
+    return origin
+
+
+def test_download_from_the_official_server_then_from_disk(servers, pointmaze_file, tmp_path, capfd):
+    name = "pointmaze-medium-navigate-v0.npz"
+    (servers[0] / name).write_bytes(pointmaze_file.read_bytes())
+    origin = locate(tmp_path / "d")
+    assert origin["source"] == "official"
+    assert pathlib.Path(origin["path"]).name == name
+    (servers[0] / name).unlink()
+    assert locate(tmp_path / "d") == origin  # found, and still known to be official
+    out = capfd.readouterr().out
+    assert out.count("downloaded") == 1
+    assert "found" in out
+
+
+def test_the_mirror_stands_in_and_says_so(servers, pointmaze_file, tmp_path, capfd):
+    (servers[1] / "pointmaze-medium-navigate-v0.npz").write_bytes(pointmaze_file.read_bytes())
+    assert locate(tmp_path / "d")["source"] == "mirror"
+    lines = capfd.readouterr().out.splitlines()
+    assert sum("HTTP status 404" in line for line in lines) == 1
+
+
+def test_a_damaged_download_never_takes_the_name_and_collection_follows(servers, pointmaze_file, tmp_path, capfd):
+    name = "pointmaze-medium-navigate-v0.npz"
+    (servers[0] / name).write_bytes(pointmaze_file.read_bytes()[:-1000])
+    (servers[1] / name).write_text("<html>come back later</html>")
+    origin = locate(tmp_path / "d")
+    assert (origin["source"], origin["episodes"], origin["seed"]) == ("collected", 1, 0)
+    assert not (tmp_path / "d" / name).exists()
+    assert capfd.readouterr().out.count("is damaged") == 2
+    assert locate(tmp_path / "d") == origin  # found, not collected again
+    assert "collecting" not in capfd.readouterr().out
+
+
+def test_a_known_checksum_is_enforced(servers, pointmaze_file, tmp_path):
+    name = "cube-double-play-v0.npz"
+    for folder in servers:
+        (folder / name).write_bytes(pointmaze_file.read_bytes())
+    with pytest.raises(UserError, match="could not download cube-double"):
+        locate(tmp_path / "d", source="download", env_id="cube-double")
+
+
+def test_without_a_connection_each_failure_is_one_line(tmp_path, monkeypatch, capfd):
+    for name in ("OFFICIAL_SERVER", "MIRROR"):
+        monkeypatch.setattr(datasets, name, "http://127.0.0.1:9")  # nobody listens on the discard port
+    assert locate(tmp_path)["source"] == "collected"
+    failures = [line for line in capfd.readouterr().out.splitlines() if "127.0.0.1" in line]
+    assert len(failures) == 2
+    assert all("no connection" in line for line in failures)
+    with pytest.raises(UserError, match="no scripted oracle"):
+        locate(tmp_path, env_id="antmaze-large")
+
+
+def test_a_smaller_collection_is_not_taken_for_the_full_one(tmp_path):
+    small = collect.collected_path(resolve("pointmaze-medium"), tmp_path, 3, 0)
+    full = collect.collected_path(resolve("pointmaze-medium"), tmp_path, 1000, 0)
+    assert len({small, full, tmp_path / "pointmaze-medium-navigate-v0.npz"}) == 3
+
+
+def test_a_replaced_file_loses_its_provenance(pointmaze_file, tmp_path):
+    path = tmp_path / pointmaze_file.name
+    path.write_bytes(pointmaze_file.read_bytes())
+    path.with_suffix(".json").write_bytes(pointmaze_file.with_suffix(".json").read_bytes())
+    assert datasets.provenance(path)["source"] == "collected"
+    np.savez(path, **{key: value[:1001] for key, value in np.load(pointmaze_file).items()})
+    assert datasets.provenance(path)["source"] == "file"
+    path.with_suffix(".json").write_text("{ damaged")
+    assert datasets.provenance(path)["source"] == "file"
+    assert json.loads(pointmaze_file.with_suffix(".json").read_text())["sha256"]

@@ -1,0 +1,109 @@
+"""The grammar of --env-id against Gymnasium's registry."""
+
+import gymnasium
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import envs
+from common.env_ids import D4RL_MINARI_IDS, OGBENCH_DATASET_TYPES, known_names, resolve
+from common.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given_name", "name", "gym_id", "dataset_name"),
+    [
+        ("cube-double", "cube-double-play-singletask-v0", "cube-double-singletask-v0", "cube-double-play-v0"),
+        (
+            "cube-double-task3",
+            "cube-double-play-singletask-task3-v0",
+            "cube-double-singletask-task3-v0",
+            "cube-double-play-v0",
+        ),
+        (
+            "antmaze-large-stitch-task2",
+            "antmaze-large-stitch-singletask-task2-v0",
+            "antmaze-large-singletask-task2-v0",
+            "antmaze-large-stitch-v0",
+        ),
+        ("cube-single-noisy", "cube-single-noisy-singletask-v0", "cube-single-singletask-v0", "cube-single-noisy-v0"),
+        (
+            "cube-double-play-singletask-task2-v0",
+            "cube-double-play-singletask-task2-v0",
+            "cube-double-singletask-task2-v0",
+            "cube-double-play-v0",
+        ),
+        (
+            "antmaze-giant",
+            "antmaze-giant-navigate-singletask-v0",
+            "antmaze-giant-singletask-v0",
+            "antmaze-giant-navigate-v0",
+        ),
+    ],
+)
+def test_ogbench_names(given_name, name, gym_id, dataset_name):
+    spec = resolve(given_name)
+    assert (spec.suite, spec.name, spec.gym_id, spec.dataset_name) == ("ogbench", name, gym_id, dataset_name)
+
+
+@pytest.mark.parametrize(
+    ("given_name", "minari_id", "family"),
+    [
+        ("antmaze-umaze", "D4RL/antmaze/umaze-v1", "antmaze-umaze"),
+        ("antmaze-medium-play-v2", "D4RL/antmaze/medium-play-v1", "antmaze-medium-play"),
+        ("pen-human-v1", "D4RL/pen/human-v2", "pen-human"),
+        ("D4RL/pen/human-v2", "D4RL/pen/human-v2", "pen-human"),
+        ("mujoco/hopper/expert-v0", "mujoco/hopper/expert-v0", "mujoco/hopper/expert-v0"),
+    ],
+)
+def test_d4rl_names(given_name, minari_id, family):
+    spec = resolve(given_name)
+    assert (spec.suite, spec.name, spec.family) == ("d4rl", minari_id, family)
+
+
+def test_every_ogbench_name_is_a_registered_environment():
+    envs.make_env("cube-single-v0").close()  # registers them
+    for name in known_names():
+        spec = resolve(name)
+        if spec.suite == "ogbench":
+            assert spec.gym_id in gymnasium.registry, name
+
+
+@given(st.sampled_from(known_names()))
+def test_canonical_and_short_names_resolve_to_themselves(name):
+    spec = resolve(name)
+    assert resolve(spec.name) == spec
+    assert resolve(spec.short_name) == spec
+
+
+@given(
+    st.sampled_from(sorted(OGBENCH_DATASET_TYPES)),
+    st.sampled_from(["play", "noisy", "navigate", "stitch", "explore"]),
+    st.integers(-1, 9),
+)
+def test_only_existing_combinations_resolve(env_name, dataset_type, task):
+    name = f"{env_name}-{dataset_type}-task{task}"
+    if dataset_type in OGBENCH_DATASET_TYPES[env_name] and 1 <= task <= 5:
+        spec = resolve(name)
+        assert (spec.env_name, spec.dataset_type, spec.task) == (env_name, dataset_type, task)
+    else:
+        with pytest.raises(UserError):
+            resolve(name)
+
+
+@given(st.text(max_size=40))
+def test_any_other_text_is_an_error_in_one_line(text):
+    try:
+        spec = resolve(text)
+    except UserError as error:
+        assert "--env-id" in str(error)
+    else:
+        assert spec.suite == "d4rl" or text.startswith(spec.env_name)
+
+
+def test_an_unknown_name_lists_the_nearest():
+    with pytest.raises(UserError, match=r"cube-dubble: no such environment.*cube-double"):
+        resolve("cube-dubble")
+    with pytest.raises(UserError, match=r"has no data set type 'navigate'; it has play, noisy"):
+        resolve("cube-double-navigate")
+    assert len(D4RL_MINARI_IDS) == 18

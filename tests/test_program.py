@@ -1,0 +1,287 @@
+"""drol.py as its users meet it: another process, real data, kills, signals, nonsense."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, command, run_script
+
+from common.run_directory import read_table
+
+SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-envs", 1)
+RUN = (*SMALL, "--offline-steps", 1500, "--log-interval", 100, "--eval-interval", 500, "--eval-episodes", 1)
+REPRODUCIBLE = ("train.csv", "eval.csv")
+
+
+@pytest.fixture(scope="module")
+def unbroken(pointmaze_file, tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("runs") / "unbroken"
+    result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path)
+    assert result.returncode == 0, result.stderr
+    (path / "stdout").write_text(result.stdout)
+    return path
+
+
+def newest(run: pathlib.Path) -> pathlib.Path:
+    return max((run / "checkpoints").glob("step-*.npz"))
+
+
+def assert_same_run(run: pathlib.Path, reference: pathlib.Path) -> None:
+    for name in REPRODUCIBLE:
+        assert (run / name).read_bytes() == (reference / name).read_bytes(), name
+    assert newest(run).name == newest(reference).name
+    with np.load(newest(run)) as actual, np.load(newest(reference)) as expected:
+        assert set(actual) == set(expected)
+        for key in expected:
+            np.testing.assert_array_equal(actual[key], expected[key], strict=True)
+    assert [row["step"] for row in read_table(run / "time.csv")] == list(range(100, 1501, 100))
+
+
+def start(*args: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*args),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def logged_rows(run: pathlib.Path) -> int:
+    path = run / "train.csv"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
+    out = (unbroken / "stdout").read_text()
+    for expected in (
+        "pointmaze-medium-navigate-singletask-v0",
+        f"collected: 4 (official: 1000) episodes, seed 0 ({pointmaze_file})",
+        "bc_coef 1.0 (default)",
+        "offline_steps 1500 (given)",
+        "(cpu)",
+        str(unbroken),
+        "nothing is published for pointmaze-medium-navigate; tune --bc-coef",
+        "one update takes",
+        "done: success",
+        "after 500, 1,000, 1,500 updates",
+    ):
+        assert expected in out, expected
+    train, evaluations = read_table(unbroken / "train.csv"), read_table(unbroken / "eval.csv")
+    assert [row["step"] for row in train] == list(range(100, 1501, 100))
+    assert [row["step"] for row in evaluations] == [500, 1000, 1500]
+    assert train[-1]["actor/bc_loss"] < train[0]["actor/bc_loss"]
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["dataset"]["source"] == "collected"
+    assert config["args"]["bc_coef"] == 1.0
+    assert len(list((unbroken / "checkpoints").iterdir())) <= 2
+
+
+def test_another_seed_is_another_run(unbroken, pointmaze_file, tmp_path):
+    short = (
+        *SMALL,
+        "--offline-steps",
+        100,
+        "--log-interval",
+        100,
+        "--eval-episodes",
+        1,
+        "--dataset-path",
+        pointmaze_file,
+    )
+    for seed in (0, 1):
+        assert run_script(*short, "--seed", seed, "--run-dir", tmp_path / str(seed)).returncode == 0
+    rows = [(tmp_path / str(seed) / "train.csv").read_text() for seed in (0, 1)]
+    assert (unbroken / "train.csv").read_text().startswith(rows[0])
+    assert rows[0] != rows[1]
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_at_a_random_moment_and_resumed_to_the_same_bits(unbroken, pointmaze_file, tmp_path, attempt):
+    path = tmp_path / "run"
+    process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path, "--save-minutes", 0)
+    # 0: any time after the folder appears, maybe before the first checkpoint; else somewhere in the middle.
+    wait_for(lambda: (path / "config.json").exists() and (attempt == 0 or logged_rows(path) > 1), process)
+    time.sleep(random.random() * 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if attempt == 2 and (path / "checkpoints").exists():  # and the newest file did not survive whole
+        content = newest(path).read_bytes()
+        newest(path).write_bytes(content[: len(content) // 2])
+    result = run_script("--resume", path)
+    assert result.returncode == 0, result.stderr
+    assert ("is damaged" in result.stderr) == (attempt == 2)
+    assert_same_run(path, unbroken)
+
+
+def test_ctrl_c_saves_in_the_middle_of_a_log_interval_and_resumes_to_the_same_bits(unbroken, pointmaze_file, tmp_path):
+    path = tmp_path / "run"
+    process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path)
+    wait_for(lambda: logged_rows(path) > 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert "Traceback" not in out
+    assert f"--resume {path}" in out
+    saved = int(newest(path).stem.split("-")[1])
+    assert 200 <= saved < 1500
+    result = run_script("--resume", path)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(path, unbroken)
+    again = run_script("--resume", path)  # finished: nothing to do
+    assert "done: success" in again.stdout
+    assert_same_run(path, unbroken)
+
+
+def test_a_second_ctrl_c_stops_at_once(pointmaze_file, tmp_path):
+    # One chunk of this takes far longer than the test waits.
+    slow = ("--hidden-sizes", 1024, 1024, "--batch-size", 4096, "--env-id", "pointmaze-medium", "--eval-envs", 1)
+    process = start(*slow, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run" / "config.json").exists(), process)
+    time.sleep(8)  # compiled, and inside the first chunk
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    start_time = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert time.monotonic() - start_time < 5
+    assert process.returncode == 128 + signal.SIGINT
+    assert "once more stops at once" in out
+    assert "Traceback" not in out
+
+
+NONSENSE = [
+    (("--env-id", "cube-dubble"), "the nearest known names are cube-double"),
+    (("--env-id", "pen-human"), "not supported yet"),
+    (("--batch-size", 0), "--batch-size 0: out of range"),
+    (("--discount", 1.5), "--discount 1.5: out of range"),
+    (("--num-candidates", 0), "--num-candidates 0: out of range"),
+    (("--hidden-sizes", 0, 8), "--hidden-sizes"),
+    (("--offline-steps", -5), "--offline-steps -5: out of range"),
+    (("--collect-episodes", 0), "--collect-episodes 0: out of range"),
+    (("--dataset-path", "no/such/file.npz"), "no such file"),
+    (("--resume", "no/such/run"), "not a run directory"),
+    (("--resume", "tests"), "not a run directory"),
+    (("--resume", "tests", "--seed", 3), "give no other argument"),
+    (("--env-id", "antmaze-large", "--data-source", "collect"), "no scripted oracle"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), NONSENSE, ids=lambda value: " ".join(map(str, value))[:40])
+def test_nonsense_is_refused_in_one_line(args, message, tmp_path):
+    result = run_script(*args, "--dataset-dir", tmp_path) if "--resume" not in args else run_script(*args)
+    assert result.returncode == 2, result
+    assert "Traceback" not in result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_unknown_and_ill_typed_arguments_have_status_2():
+    for args in (("--no-such-option",), ("--batch-size", "many"), ("--q-agg", "max")):
+        result = run_script(*args)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_damaged_data_is_refused(pointmaze_file, tmp_path):
+    path = tmp_path / "half.npz"
+    path.write_bytes(pointmaze_file.read_bytes()[:5000])
+    result = run_script(*SMALL, "--dataset-path", path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {path}: damaged or not an npz file")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_taken_run_directory_is_refused(unbroken, pointmaze_file):
+    result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", unbroken)
+    assert result.returncode == 2
+    assert f"go on with it: --resume {unbroken}" in result.stderr
+
+
+def test_a_diverging_loss_stops_the_run(pointmaze_file, tmp_path):
+    result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", "--learning-rate", 0.99)
+    if result.returncode == 0:  # Adam bounds its steps; push harder
+        result = run_script(
+            *RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run2", "--bc-coef", 3e38, "--q-coef", 3e38
+        )
+    assert result.returncode == 2
+    assert "is not finite at update" in result.stderr
+    assert "last good checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full"
+)
+def test_a_full_disk_is_one_line(pointmaze_file, tmp_path):
+    path = tmp_path / "run"
+    process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path)
+    wait_for(lambda: logged_rows(path) > 1, process)
+    (path / "train.csv").unlink()
+    (path / "train.csv").symlink_to("/dev/full")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    assert "No space left on device" in out.splitlines()[-1]
+    assert "Traceback" not in out
+
+
+def test_changed_data_is_noticed_on_resume(pointmaze_file, tmp_path):
+    data = tmp_path / "data.npz"
+    data.write_bytes(pointmaze_file.read_bytes())
+    short = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 1)
+    assert run_script(*short, "--dataset-path", data, "--run-dir", tmp_path / "run").returncode == 0
+    np.savez(data, **{key: value[:1001] for key, value in np.load(pointmaze_file).items()})
+    result = run_script("--resume", tmp_path / "run")
+    assert result.returncode == 2
+    assert "SHA-256 differs" in result.stderr
+
+
+def test_print_config_touches_no_data(tmp_path):
+    result = run_script("--env-id", "antmaze-giant", "--num-candidates", "tuned", "--print-config", cwd=REPOSITORY)
+    config = json.loads(result.stdout)
+    assert config["environment"] == "antmaze-giant-navigate-singletask-v0"
+    assert (config["args"]["bc_coef"], config["args"]["num_candidates"], config["args"]["q_agg"]) == (0.03, 1, "min")
+
+
+def test_help_and_argument_errors_answer_quickly():
+    for args in (("--help",), ("--env-id", "nonsense")):
+        seconds = []
+        for _ in range(3):
+            begin = time.monotonic()
+            run_script(*args)
+            seconds.append(time.monotonic() - begin)
+        assert min(seconds) < 3, seconds
+    assert "--bc-coef" in run_script("--help").stdout
+
+
+def test_wandb_missing_is_one_line(pointmaze_file, tmp_path):
+    hidden = tmp_path / "wandb.py"
+    hidden.write_text("raise ImportError('not here')\n")
+    result = subprocess.run(
+        command(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", "--track"),
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "pip install wandb" in result.stderr

@@ -1,0 +1,141 @@
+"""Logs and checkpoints on disk."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import drol
+from common import checkpoints
+from common.env_ids import resolve
+from common.errors import UserError
+from common.run_directory import RunDirectory, read_table
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    spec = resolve("cube-single")
+    args, origins = drol.resolve_settings(drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")), spec)
+    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, {"path": "x.npz", "sha256": "0"})
+
+
+TREE = {"a": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(7)}
+
+
+def test_arguments_survive_the_config(run):
+    reopened = RunDirectory.open(run.path, "drol")
+    args = reopened.read_args(drol.Args)
+    assert json.loads(json.dumps(dataclasses.asdict(args), default=str)) == reopened.config["args"]
+    assert args.hidden_sizes == (512, 512, 512, 512)
+    assert args.dataset_path == pathlib.Path("a/b.npz")
+    assert (args.bc_coef, args.run_dir) == (10.0, None)
+    assert reopened.config["versions"]["jax"]
+
+
+def test_what_is_not_a_run_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="is not empty"):
+        RunDirectory.create(run.path, "drol", resolve("scene"), drol.Args(), {}, {})
+    with pytest.raises(UserError, match=r"a run of drol\.py, not of fql\.py"):
+        RunDirectory.open(run.path, "fql")
+    for folder in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(UserError, match="not a run directory"):
+            RunDirectory.open(folder, "drol")
+    (run.path / "config.json").write_text('{"algorithm": "drol"')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        RunDirectory.open(run.path, "drol")
+
+
+def test_another_versions_arguments_are_named(run):
+    del run.config["args"]["tau"]
+    with pytest.raises(UserError, match="arguments that differ: tau"):
+        run.read_args(drol.Args)
+
+
+def test_other_data_is_refused(run):
+    run.check_data({"path": "x.npz", "sha256": "0"})
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        run.check_data({"path": "x.npz", "sha256": "1"})
+
+
+def test_rewinding_drops_later_rows_and_half_a_row(run):
+    for step in (10, 20, 30):
+        run.log("train", {"step": step, "critic/loss": step / 7})
+        run.log("time", {"step": step, "time/seconds": float(step)})
+    run.log("eval", {"step": 20, "evaluation/success": 50.0})
+    run.log("eval", {"step": 30, "evaluation/success": 60.0})
+    as_it_was = (run.path / "train.csv").read_text()
+    with (run.path / "train.csv").open("a") as file:
+        file.write("4,0.1")  # a killed process: half of '40,0.123'
+    again = RunDirectory.open(run.path, "drol")
+    again.rewind(20)
+    assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 20]
+    assert list(again.evaluations) == [20]
+    assert again.seconds == 20
+    again.log("train", {"step": 30, "critic/loss": 30 / 7})
+    assert (run.path / "train.csv").read_text() == as_it_was
+    again.rewind(0)
+    again.log("train", {"step": 10, "critic/loss": 10 / 7})
+    assert (run.path / "train.csv").read_text() == "".join(as_it_was.splitlines(keepends=True)[:2])
+
+
+def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(run):
+    for step, success in [(1, 100.0), (2, 10.0), (3, 20.0), (4, 60.0)]:
+        run.log("eval", {"step": step, "evaluation/success": success})
+    assert run.headline() == 30
+    assert run.headline_steps() == [2, 3, 4]
+    run.config["environment"]["suite"] = "d4rl"
+    assert run.headline() == 60
+
+
+def test_checkpoints_come_back_and_two_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, {**TREE, "step": jnp.int32(step)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002.npz", "step-000000003.npz"]
+    restored = checkpoints.restore_latest(tmp_path, TREE)
+    assert restored["step"] == 3
+    np.testing.assert_array_equal(restored["a"], TREE["a"])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "other"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damage):
+    checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(1)})
+    newest = checkpoints.save(tmp_path, 2, TREE)
+    content = bytearray(newest.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = b""
+    elif damage == "flip":
+        content[content.index(np.float32(4.0).tobytes())] ^= 1  # a bit of the array itself
+    else:
+        checkpoints.save(tmp_path, 2, {"a": jnp.zeros(3), "step": jnp.int32(2)})
+        content = newest.read_bytes()
+    newest.write_bytes(content)
+    assert checkpoints.restore_latest(tmp_path, TREE)["step"] == 1
+    assert f"{newest} is damaged" in capsys.readouterr().err
+
+
+def test_no_sound_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoints.restore_latest(tmp_path, TREE)
+    checkpoints.save(tmp_path, 1, TREE).write_bytes(b"PK")
+    with pytest.raises(UserError, match="all 1 checkpoints in"):
+        checkpoints.restore_latest(tmp_path, TREE)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = checkpoints.save(tmp_path, 1, TREE)
+    before = path.read_bytes()
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(9)})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
