@@ -21,6 +21,7 @@ Deviations from the reference implementation:
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -234,7 +235,7 @@ class MLP(eqx.Module):
     ):
         sizes = (in_size, *hidden_sizes, out_size)
         keys = jax.random.split(key, len(sizes) - 1)
-        self.layers = [_linear(*fan, key=k) for *fan, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        self.layers = [_linear(*fan, key=k) for fan, k in zip(itertools.pairwise(sizes), keys, strict=True)]
         self.norms = [eqx.nn.LayerNorm(size, eps=1e-6) for size in hidden_sizes] if layer_norm else []
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
@@ -550,8 +551,10 @@ def main(args: Args) -> None:
                 run.log("train", {"step": step, **row})
                 run.log("time", {"step": step, **progress.times()})
                 progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/bc_loss")})
-            if run.minutes_since_save() >= args.save_minutes or stop.requested() or step == args.offline_steps:
+            if run.minutes_since_save() >= args.save_minutes or step == args.offline_steps:
                 run.save(step, (state, unlogged))
+        if run.saved_step != step:
+            run.save(step, (state, unlogged))
     run.print_outcome(step, args.offline_steps)
 
 

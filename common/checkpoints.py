@@ -62,7 +62,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
             array = arrays[name]
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"{name} is {array.dtype}{array.shape}, expected {leaf.dtype}{leaf.shape}")
-            leaves.append(jax.numpy.asarray(array))
+            leaves.append(array if isinstance(leaf, np.ndarray) else jax.numpy.array(array))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

@@ -38,7 +38,7 @@ class RunDirectory:
         self.evaluations: dict[int, Row] = {}  # by step
         self.seconds = 0.0  # of wall-clock that all sittings together have spent
         self._wandb: Any = None
-        self._saved_at, self._saved_step = time.monotonic(), 0
+        self._saved_at, self.saved_step = time.monotonic(), -1  # no checkpoint yet
 
     @staticmethod
     def create(
@@ -142,7 +142,7 @@ class RunDirectory:
                 with (self.path / f"{table}.csv").open("rb+") as file:
                     os.fsync(file.fileno())
         path = checkpoints.save(self.path / "checkpoints", step, tree)
-        self._saved_at, self._saved_step = time.monotonic(), step
+        self._saved_at, self.saved_step = time.monotonic(), step
         return path
 
     def minutes_since_save(self) -> float:
@@ -151,19 +151,21 @@ class RunDirectory:
 
     def last_good(self) -> str:
         """Where the last sound state is, for a message."""
-        return f"the last good checkpoint is of update {self._saved_step}: {self.path / 'checkpoints'}"
+        folder = self.path / "checkpoints"
+        newest = max(folder.glob("step-*.npz"), default=None)
+        return f"the last good checkpoint is {newest}" if newest else "before its first checkpoint"
 
     def has_checkpoint(self) -> bool:
         """Whether there is a state to go on from. A run killed before its first checkpoint starts at its beginning."""
         return any((self.path / "checkpoints").glob("step-*.npz"))
 
     def restore(self, like: Any) -> Any:
-        """Read the newest sound checkpoint."""
+        """Read the newest sound checkpoint. The resumed run must then `rewind` to its step."""
         return checkpoints.restore_latest(self.path / "checkpoints", like)
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""
-        self._saved_step = step
+        self.saved_step = step
         for table in TABLES:
             path = self.path / f"{table}.csv"
             if not path.exists():
@@ -247,7 +249,7 @@ def read_table(path: pathlib.Path) -> list[Row]:
         raise UserError(f"{path} is damaged ({error})") from error
 
 
-def _write_rows(file: typing.TextIO, rows: list[Row], *, header: bool) -> None:
+def _write_rows(file: io.TextIOBase, rows: list[Row], *, header: bool) -> None:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
     if header:
         writer.writeheader()
