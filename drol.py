@@ -508,6 +508,7 @@ def main(args: Args) -> None:
 
     @functools.cache
     def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+        progress.compiling(num_updates)
         chunk = functools.partial(train_chunk, args, num_updates=num_updates)
         return jax.jit(chunk, donate_argnums=0).lower(state, dataset, train_key).compile()
 

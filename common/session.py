@@ -128,6 +128,10 @@ class Progress:
             "time/ms_per_update": 1e3 * self.seconds_per_update,
         }
 
+    def compiling(self, num_updates: int) -> None:
+        """A word before the longest silence of a run."""
+        self.say(f"compiling a chunk of {num_updates:,} updates (seconds on a CPU, up to a minute elsewhere)")
+
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.tqdm.write(line, file=sys.stdout)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 from jaxtyping import install_import_hook
 
@@ -36,6 +37,18 @@ def cube_file(data_dir: pathlib.Path) -> pathlib.Path:
     return collect.collected_path(resolve("cube-single"), data_dir, 2, 0)
 
 
+# Compiled programs are kept for the other runs of a suite: most of what a small run takes is compilation.
+COMPILATION_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jax-cache-"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **COMPILATION_CACHE}
+
+
 def command(*args: object, module: str | None = None) -> list[str]:
     program = ["-m", module] if module else ["drol.py"]
     return [sys.executable, *program, *map(str, args)]
@@ -44,5 +57,5 @@ def command(*args: object, module: str | None = None) -> list[str]:
 def run_script(*args: object, cwd: pathlib.Path = REPOSITORY, module: str | None = None) -> subprocess.CompletedProcess:
     """Run drol.py (or a module) as a user does, in another process."""
     return subprocess.run(
-        command(*args, module=module), cwd=cwd, capture_output=True, text=True, timeout=240, env=dict(os.environ)
+        command(*args, module=module), cwd=cwd, capture_output=True, text=True, timeout=240, env=environment()
     )

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, command, run_script
+from conftest import REPOSITORY, command, environment, run_script
 
 from common.run_directory import read_table
 
@@ -51,6 +51,7 @@ def start(*args: object) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=environment(),
     )
 
 
@@ -152,8 +153,9 @@ def test_a_second_ctrl_c_stops_at_once(pointmaze_file, tmp_path):
     # One chunk of this takes far longer than the test waits.
     slow = ("--hidden-sizes", 1024, 1024, "--batch-size", 4096, "--env-id", "pointmaze-medium", "--eval-envs", 1)
     process = start(*slow, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
-    wait_for(lambda: (tmp_path / "run" / "config.json").exists(), process)
-    time.sleep(8)  # compiled, and inside the first chunk
+    while "compiling" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(5)  # compiled, and inside the first chunk
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     assert process.poll() is None
@@ -278,7 +280,7 @@ def test_wandb_missing_is_one_line(pointmaze_file, tmp_path):
     result = subprocess.run(
         command(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", "--track"),
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**environment(), "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,
