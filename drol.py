@@ -496,7 +496,7 @@ def main(args: Args) -> None:
         run.track(args.wandb_project)
 
     init_key, train_key, eval_key = jax.random.split(jax.random.key(args.seed), 3)
-    state = init_state(args, dataset.observation_dim, dataset.action_dim, init_key)
+    state = jax.jit(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))(init_key)
     dataset = jax.device_put(dataset)
     # Metrics of the updates since the last row of train.csv. A checkpoint between two rows has to hold them.
     metric_names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state, dataset, train_key)[1]

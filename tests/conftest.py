@@ -8,14 +8,21 @@ import tempfile
 
 from jaxtyping import install_import_hook
 
+# Nearly all the time of these tests goes into compiling tiny programs. Before JAX is imported:
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 install_import_hook(["drol", "common"], "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from common import collect  # noqa: E402
 from common.env_ids import resolve  # noqa: E402
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50)  # the machine may be busy
+hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +44,7 @@ def cube_file(data_dir: pathlib.Path) -> pathlib.Path:
     return collect.collected_path(resolve("cube-single"), data_dir, 2, 0)
 
 
-# Compiled programs are kept for the other runs of a suite: most of what a small run takes is compilation.
+# Compiled programs are kept for the suite's other runs.
 COMPILATION_CACHE = {
     "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jax-cache-"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -46,7 +53,8 @@ COMPILATION_CACHE = {
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, **COMPILATION_CACHE}
+    """Of a user's shell: programs are compiled as they are for users."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | COMPILATION_CACHE
 
 
 def command(*args: object, module: str | None = None) -> list[str]:

@@ -1,11 +1,11 @@
 """The algorithm against independent mathematics."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,16 @@ from common.env_ids import resolve
 from common.errors import UserError
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
-SETTINGS = list(itertools.product((1, 5, 16), ("mean", "min"), ("mean", "min"), (True, False)))
+SETTINGS = list(itertools.product((1, 5, 16), (("mean", "min"), ("min", "mean")), (True, False)))
+
+
+@contextlib.contextmanager
+def double_precision():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def make_args(**settings) -> drol.Args:
@@ -30,10 +39,14 @@ def make_args(**settings) -> drol.Args:
     return drol.resolve_settings(drol.Args(**{**small, **settings}), resolve("cube-single"))[0]
 
 
+def init(args: drol.Args, seed: int, observation_dim: int = OBSERVATION_DIM, action_dim: int = ACTION_DIM):
+    return jax.jit(functools.partial(drol.init_state, args, observation_dim, action_dim))(jax.random.key(seed))
+
+
 def make_inputs(args: drol.Args, seed: int = 0, dtype=np.float32):
     """State with biases and LayerNorm that are not trivial, a target that differs, a batch with both kinds of masks."""
     rng = np.random.default_rng(seed)
-    state = drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(seed))
+    state = init(args, seed)
     state = jax.tree.map(
         lambda x: (
             jnp.asarray(x + 0.3 * rng.normal(size=x.shape), dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -81,31 +94,34 @@ def numpy_view(state, batch, noise):
     return critics, targets, to_numpy(state.params.actor), *arrays
 
 
-def gradients(args, state, batch, noise) -> list[np.ndarray]:
+@functools.partial(jax.jit, static_argnums=0)
+def gradients_and_update(args, state, batch, noise):
     def total(params):
         c_loss = drol.critic_loss(args, params, state.target_critic, batch, noise)[0]
         return c_loss + drol.actor_loss(args, params, batch, noise)[0]
 
-    grads = jax.grad(total)(state.params)
+    return jax.grad(total)(state.params), *drol.update(args, state, batch, noise)
+
+
+def flatten_gradients(grads: drol.Params) -> list[np.ndarray]:
     return flatten([to_numpy(grads.critic, 0), to_numpy(grads.critic, 1), to_numpy(grads.actor)])
 
 
-@pytest.mark.parametrize(("k", "q_agg", "actor_q_agg", "normalize"), SETTINGS)
-def test_two_updates_equal_numpy(k, q_agg, actor_q_agg, normalize):
+@pytest.mark.parametrize(("k", "aggs", "normalize"), SETTINGS)
+def test_two_updates_equal_numpy(k, aggs, normalize):
     """Losses, every gradient, Adam with its moments, and the target: each number to nine digits."""
-    settings = {"num_candidates": k, "q_agg": q_agg, "actor_q_agg": actor_q_agg, "normalize_q_loss": normalize}
+    settings = {"num_candidates": k, "q_agg": aggs[0], "actor_q_agg": aggs[1], "normalize_q_loss": normalize}
     settings |= {"bc_coef": 0.7, "q_coef": 1.3, "discount": 0.9, "tau": 0.1, "learning_rate": 1e-2}
     args = make_args(**settings)
-    with jax.enable_x64(True):
+    with double_precision():
         state, batch, noise = make_inputs(args, dtype=np.float64)
         critics, targets, actor, np_batch, np_noise = numpy_view(state, batch, noise)
         moments = [(np.zeros_like(p), np.zeros_like(p)) for p in flatten([*critics, actor])]
         for step in (1, 2):
             c_loss, c_grads = reference.critic_loss(settings, critics, targets, actor, np_batch, np_noise)
             a_loss, a_grads = reference.actor_loss(settings, critics, actor, np_batch, np_noise)
-            assert_close(gradients(args, state, batch, noise), flatten([*c_grads, a_grads]), 1e-9)
-
-            state, metrics = drol.update(args, state, batch, noise)
+            grads, state, metrics = gradients_and_update(args, state, batch, noise)
+            assert_close(flatten_gradients(grads), flatten([*c_grads, a_grads]), 1e-9)
             assert float(metrics["critic/loss"]) == pytest.approx(c_loss, rel=1e-9)
             assert float(metrics["actor/loss"]) == pytest.approx(a_loss, rel=1e-9)
 
@@ -134,12 +150,12 @@ def test_single_precision_keeps_five_digits(k):
     critics, targets, actor, np_batch, np_noise = numpy_view(state, batch, noise)
     c_loss, c_grads = reference.critic_loss(settings, critics, targets, actor, np_batch, np_noise)
     a_loss, a_grads = reference.actor_loss(settings, critics, actor, np_batch, np_noise)
-    _, metrics = drol.update(args, state, batch, noise)
+    grads, _, metrics = gradients_and_update(args, state, batch, noise)
     assert float(metrics["critic/loss"]) == pytest.approx(c_loss, rel=1e-5)
     assert float(metrics["actor/loss"]) == pytest.approx(a_loss, rel=1e-5)
     actual, expected = (
         np.concatenate([array.ravel() for array in arrays])
-        for arrays in (gradients(args, state, batch, noise), flatten([*c_grads, a_grads]))
+        for arrays in (flatten_gradients(grads), flatten([*c_grads, a_grads]))
     )
     assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -147,7 +163,7 @@ def test_single_precision_keeps_five_digits(k):
 @pytest.mark.parametrize("k", [1, 5, 16])
 def test_winner_alone_gives_the_gradient_of_all_candidates(k):
     args = make_args(num_candidates=k, batch_size=32)
-    with jax.enable_x64(True):
+    with double_precision():
         state, batch, noise = make_inputs(args, seed=3, dtype=np.float64)
 
         def loss_with_all_candidates(params):
@@ -161,8 +177,8 @@ def test_winner_alone_gives_the_gradient_of_all_candidates(k):
             q = (judge(batch.observations, candidates).min(0) * chosen).sum(1)
             return args.bc_coef * bc - q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
 
-        expected = jax.grad(loss_with_all_candidates)(state.params)
-        actual = jax.grad(lambda params: drol.actor_loss(args, params, batch, noise)[0])(state.params)
+        expected = jax.jit(jax.grad(loss_with_all_candidates))(state.params)
+        actual = jax.jit(jax.grad(lambda params: drol.actor_loss(args, params, batch, noise)[0]))(state.params)
         assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-9)
 
 
@@ -173,10 +189,13 @@ def test_no_gradient_reaches_frozen_parts():
     def largest(tree):
         return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
-    of_critic_loss, of_target = jax.grad(
-        lambda params, target: drol.critic_loss(args, params, target, batch, noise)[0], argnums=(0, 1)
-    )(state.params, state.target_critic)
-    of_actor_loss = jax.grad(lambda params: drol.actor_loss(args, params, batch, noise)[0])(state.params)
+    def losses(params_of_critic_loss, target, params_of_actor_loss):
+        c_loss, _ = drol.critic_loss(args, params_of_critic_loss, target, batch, noise)
+        return c_loss + drol.actor_loss(args, params_of_actor_loss, batch, noise)[0]
+
+    of_critic_loss, of_target, of_actor_loss = jax.jit(jax.grad(losses, argnums=(0, 1, 2)))(
+        state.params, state.target_critic, state.params
+    )
     assert largest(of_critic_loss.critic) > 0
     assert largest(of_actor_loss.actor) > 0
     assert largest(of_critic_loss.actor) == 0
@@ -206,8 +225,8 @@ def test_chunks_do_not_change_the_result():
     args = make_args()
     dataset = jax.device_put(random_dataset())
     results = []
-    for cuts in ([12], [5, 7], [1] * 12):
-        state = drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))
+    for cuts in ([8], [3, 3, 2]):
+        state = init(args, 0)
         losses = []
         for length in cuts:
             state, metrics = chunk(args, state, dataset, 1, length)
@@ -222,11 +241,10 @@ def test_a_vmapped_seed_equals_that_seed_alone():
     args = make_args()
     dataset = jax.device_put(random_dataset())
     keys = jax.random.split(jax.random.key(5), 3)
-    init = functools.partial(drol.init_state, args, OBSERVATION_DIM, ACTION_DIM)
-    together, _ = jax.jit(jax.vmap(functools.partial(drol.train_chunk, args, num_updates=20), in_axes=(0, None, 0)))(
-        eqx.filter_vmap(init)(keys), dataset, keys
-    )
-    alone, _ = drol.train_chunk(args, init(keys[1]), dataset, keys[1], 20)
+    init_one = functools.partial(drol.init_state, args, OBSERVATION_DIM, ACTION_DIM)
+    train_one = functools.partial(drol.train_chunk, args, num_updates=20)
+    together, _ = jax.jit(jax.vmap(train_one, in_axes=(0, None, 0)))(jax.jit(jax.vmap(init_one))(keys), dataset, keys)
+    alone, _ = jax.jit(train_one)(jax.jit(init_one)(keys[1]), dataset, keys[1])
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6)
 
@@ -248,7 +266,7 @@ def test_batches_never_cross_a_trajectory_boundary():
 
 
 def train(args, dataset, num_updates, seed=0):
-    state = drol.init_state(args, dataset.observation_dim, dataset.action_dim, jax.random.key(seed))
+    state = init(args, seed, dataset.observation_dim, dataset.action_dim)
     return chunk(args, state, jax.device_put(dataset), seed, num_updates)[0]
 
 
@@ -308,19 +326,22 @@ def policy_actions(state, n=400):
     return np.asarray(sample(state.params.actor, jnp.ones(1), jax.random.split(jax.random.key(9), n)))[:, 0]
 
 
-def test_cloning_keeps_both_modes_and_improvement_picks_the_better():
+def test_candidates_keep_both_modes_and_improvement_picks_the_better():
     actions = np.tile([-0.7, 0.7], 50)
     data = bandit(actions, rewards=actions)
-    cloned = policy_actions(train(make_args(**PROBE, bc_coef=1.0, q_coef=0.0), data, 600))
-    assert np.abs(np.abs(cloned) - 0.7).mean() < 0.15  # at the modes, not at their mean, which is 0
-    assert 0.2 < (cloned > 0).mean() < 0.8  # both of them
+    averaged = policy_actions(train(make_args(**PROBE, num_candidates=1, q_coef=0.0), data, 600))
+    assert np.abs(averaged).mean() < 0.3  # one candidate regresses to the mean of the modes, which is 0
+    cloned = policy_actions(train(make_args(**PROBE, num_candidates=16, q_coef=0.0), data, 600))
+    near_a_mode = np.abs(np.abs(cloned) - 0.7) < 0.25
+    assert near_a_mode.mean() > 0.5
+    assert 0.2 < (cloned[near_a_mode] > 0).mean() < 0.8  # both of them
     improved = policy_actions(train(make_args(**PROBE, bc_coef=0.1), data, 600))
     assert improved.mean() > cloned.mean() + 0.3
 
 
 def test_actions_are_clipped_and_differ_by_latent():
     args = make_args()
-    actor = jax.tree.map(lambda x: 5 * x, drol.init_state(args, 1, ACTION_DIM, jax.random.key(0)).params.actor)
+    actor = jax.tree.map(lambda x: 5 * x, init(args, 0, observation_dim=1).params.actor)
     keys = jax.random.split(jax.random.key(1), 200)
     actions = np.asarray(jax.vmap(drol.sample_action, in_axes=(None, None, 0))(actor, jnp.ones(1), keys))
     assert np.abs(actions).max() == 1
@@ -330,7 +351,7 @@ def test_actions_are_clipped_and_differ_by_latent():
 # Latents, networks, settings
 
 
-@given(d=st.integers(1, 30), seed=st.integers(0, 2**31 - 1))
+@given(d=st.sampled_from([1, 2, 5, 21, 30]), seed=st.integers(0, 2**31 - 1))
 def test_latents_lie_in_the_ball(d, seed):
     z = np.asarray(drol.sample_latents(jax.random.key(seed), (50, d)), np.float64)
     assert z.shape == (50, d)
@@ -351,7 +372,7 @@ def test_latents_are_uniform_in_the_ball(d):
 
 def test_initialisation():
     args = make_args(hidden_sizes=(64, 32))
-    state = drol.init_state(args, 10, 4, jax.random.key(0))
+    state = init(args, 0, 10, 4)
     for mlp, members in ((state.params.actor, ()), (state.params.critic, (2,))):
         for layer, (fan_in, fan_out) in zip(mlp.layers, [(14, 64), (64, 32), (32, 1 if members else 4)], strict=True):
             assert layer.weight.shape == (*members, fan_out, fan_in)
