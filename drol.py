@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -41,6 +41,7 @@ from common.datasets import Dataset
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError, exit_in_one_line
 from common.evaluation import Evaluator
+from common.machine import available_cores, describe_device
 from common.run_directory import RunDirectory
 
 ALGORITHM = "drol"
@@ -72,7 +73,7 @@ class Args:
     """Folder that is searched, downloaded to and collected into."""
     collect_episodes: int | None = None
     """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
-    collect_workers: int = os.cpu_count() or 1
+    collect_workers: int = available_cores()
     """Worker processes for collection."""
 
     # Evaluation, logs and checkpoints
@@ -197,16 +198,16 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
         "learning_rate": 0 < args.learning_rate < 1,
         "discount": 0 <= args.discount <= 1,
         "tau": 0 < args.tau <= 1,
-        "offline_steps": args.offline_steps >= 1,
+        "offline_steps": 1 <= args.offline_steps < 10**9,
         "eval_interval": args.eval_interval >= 1,
         "eval_episodes": args.eval_episodes >= 1,
         "eval_envs": args.eval_envs is None or args.eval_envs >= 1,
-        "log_interval": args.log_interval >= 1,
-        "save_minutes": args.save_minutes >= 0,
+        "log_interval": 1 <= args.log_interval <= 10**6,
+        "save_minutes": 0 <= args.save_minutes < math.inf,
         "collect_episodes": args.collect_episodes is None or args.collect_episodes >= 1,
         "collect_workers": args.collect_workers >= 1,
-        "bc_coef": args.bc_coef >= 0,
-        "q_coef": args.q_coef >= 0,
+        "bc_coef": 0 <= args.bc_coef < math.inf,
+        "q_coef": 0 <= args.q_coef < math.inf,
         "num_candidates": args.num_candidates >= 1,
     }
     for name, valid in in_range.items():
@@ -250,8 +251,8 @@ class MLP(eqx.Module):
 
 def _linear(fan_in: int, fan_out: int, *, key: Key[Array, ""]) -> eqx.nn.Linear:
     """Glorot uniform kernel and zero bias, unlike Equinox's own initialisation."""
+    layer = eqx.nn.Linear(fan_in, fan_out, key=jax.random.key(0))  # its own numbers are replaced
     weight = jax.nn.initializers.glorot_uniform()(key, (fan_out, fan_in))
-    layer = eqx.nn.Linear(fan_in, fan_out, key=key)
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(fan_out)))
 
 
@@ -385,17 +386,18 @@ def critic_loss(
 def actor_loss(
     args: Args, params: Params, batch: Batch, noise: Noise
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """bc_coef * L_bc + q_coef * L_q of the winning candidates (section 3.2 of the design: equations of the paper)."""
+    """bc_coef * L_bc + q_coef * L_q of the winning candidates (arXiv 2604.22229)."""
 
     # Route: w = argmin_k ||c_k - a||^2 over the candidates c_k = clip(f(s, z_k), -1, 1). Only the winner receives
     # gradient, so the candidates are computed without, and the winner once more with it.
+    frozen_actor = jax.lax.stop_gradient(params.actor)
+
     def squared_distances(
         observation: Float[Array, " observation"], action: Float[Array, " action"], latents: Float[Array, "K action"]
     ) -> Float[Array, " K"]:
         candidates = jax.vmap(lambda latent: jnp.clip(frozen_actor(observation, latent), -1, 1))(latents)
         return ((candidates - action) ** 2).sum(axis=-1)
 
-    frozen_actor = jax.lax.stop_gradient(params.actor)
     distances = jax.vmap(squared_distances)(batch.observations, batch.actions, noise.latents)  # [batch, K]
     winner = distances.argmin(axis=1)
     winning_latents = jnp.take_along_axis(noise.latents, winner[:, None, None], axis=1)[:, 0]
@@ -471,6 +473,13 @@ def main(args: Args) -> None:
         print(json.dumps(config, indent=2, default=str))
         return
 
+    # What can be refused is refused before any data is touched.
+    if run is None:
+        run_directory.check_vacant(args.run_dir)
+    else:
+        origins = run.config["origins"]
+    if args.track:
+        run_directory.import_wandb()
     dataset, provenance = datasets.load(
         spec,
         dataset_path=args.dataset_path if run is None else run.dataset_path,
@@ -487,7 +496,7 @@ def main(args: Args) -> None:
         data=f"{datasets.describe(provenance)}, {dataset.describe_size()}",
         settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
         networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}, seed {args.seed}",
-        device=run_directory.describe_device(),
+        device=describe_device(),
         run=str(run.path),
     )
     if spec.family not in PUBLISHED:
@@ -500,7 +509,7 @@ def main(args: Args) -> None:
     dataset = jax.device_put(dataset)
     # Metrics of the updates since the last row of train.csv. A checkpoint between two rows has to hold them.
     metric_names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state, dataset, train_key)[1]
-    unlogged = {name: np.full(args.log_interval, np.nan, np.float32) for name in metric_names}
+    unlogged = {name: np.zeros(args.log_interval, np.float32) for name in metric_names}
     if run.has_checkpoint():
         state, unlogged = run.restore((state, unlogged))
     step = int(state.step)
@@ -527,6 +536,8 @@ def main(args: Args) -> None:
         while True:
             is_last = step == args.offline_steps
             if (is_last or (step > 0 and step % args.eval_interval == 0)) and step not in run.evaluations:
+                if run.saved_step != step:
+                    run.save(step, (state, unlogged))
                 result = evaluator(functools.partial(act, state.params.actor), stop.requested)
                 if result is not None:
                     run.log("eval", {"step": step, **result})
@@ -540,19 +551,23 @@ def main(args: Args) -> None:
             chunk = compile_chunk(end - step)
             with progress.timed(end):
                 state, metrics = jax.block_until_ready(chunk(state, dataset, train_key))
-            for name, values in jax.device_get(metrics).items():
-                if not np.isfinite(values).all():
-                    update = step + 1 + int(np.argmin(np.isfinite(values)))
-                    raise UserError(f"{name} is not finite at update {update}; the run is stopped, {run.last_good()}")
+            metrics = jax.device_get(metrics)
+            finite = np.logical_and.reduce([np.isfinite(values) for values in metrics.values()])
+            if not finite.all():
+                diverged = step + 1 + int(finite.argmin())
+                names = ", ".join(name for name, values in metrics.items() if not np.isfinite(values).all())
+                raise UserError(f"not finite at update {diverged}: {names}; the run is stopped, {run.last_good()}")
+            for name, values in metrics.items():
                 unlogged[name][np.arange(step, end) % args.log_interval] = values
             step = end
 
-            if step % args.log_interval == 0:
-                row = {name: float(values.mean(dtype=np.float64)) for name, values in unlogged.items()}
+            if step % args.log_interval == 0 or step == args.offline_steps:
+                filled = step % args.log_interval or args.log_interval
+                row = {name: float(values[:filled].mean(dtype=np.float64)) for name, values in unlogged.items()}
                 run.log("train", {"step": step, **row})
                 run.log("time", {"step": step, **progress.times()})
                 progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/bc_loss")})
-            if run.minutes_since_save() >= args.save_minutes or step == args.offline_steps:
+            if run.minutes_since_save() >= args.save_minutes:
                 run.save(step, (state, unlogged))
         if run.saved_step != step:
             run.save(step, (state, unlogged))

@@ -1,7 +1,6 @@
 """Checkpoints: the whole training state in one npz file, written whole or not at all, the last two kept."""
 
 import pathlib
-import re
 import sys
 import zipfile
 import zlib
@@ -16,7 +15,7 @@ from common.files import write_whole
 KEEP = 2
 
 # What `np.load` and the zip format raise on a truncated or altered file (every array in an npz file has a CRC-32).
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def save(folder: pathlib.Path, step: int, tree: Any) -> pathlib.Path:
@@ -24,14 +23,24 @@ def save(folder: pathlib.Path, step: int, tree: Any) -> pathlib.Path:
 
     Raises:
         OSError: the file could not be written.
+        UserError: a number is not finite: the state is not worth keeping.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.npz"
     arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} is not finite after update {step}; the run is stopped, {last_good(folder)}")
     write_whole(path, lambda temporary: np.savez(temporary, **arrays))
-    for old in _by_step(folder)[:-KEEP]:
+    for old in by_step(folder)[:-KEEP]:
         old.unlink()
     return path
+
+
+def last_good(folder: pathlib.Path) -> str:
+    """Where the last good state is, for a message."""
+    paths = by_step(folder)
+    return f"the last good checkpoint is {paths[-1]}" if paths else "before its first checkpoint"
 
 
 def restore_latest(folder: pathlib.Path, like: Any) -> Any:
@@ -44,7 +53,7 @@ def restore_latest(folder: pathlib.Path, like: Any) -> Any:
     Raises:
         UserError: there is no sound checkpoint.
     """
-    paths = _by_step(folder)
+    paths = by_step(folder)
     for path in reversed(paths):
         try:
             return restore(path, like)
@@ -70,5 +79,6 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _by_step(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.glob("step-*.npz") if re.fullmatch(r"step-\d+\.npz", path.name))
+def by_step(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All checkpoints, the newest last."""
+    return sorted(folder.glob("step-*.npz"))

@@ -9,11 +9,13 @@ the data does not depend on how many processes collected it.
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -26,6 +28,7 @@ from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line
 from common.files import sha256, write_whole
+from common.machine import available_cores
 
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
 
@@ -43,7 +46,7 @@ class Args:
     """Training episodes; OGBench's own number if unset. A tenth as many validation episodes come on top."""
     seed: int = 0
     """Seed of the collection."""
-    workers: int = os.cpu_count() or 1
+    workers: int = available_cores()
     """Worker processes."""
     dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
     """Folder for the files. Their names tell them from the official ones."""
@@ -101,7 +104,7 @@ def collect(
     episodes: int | None = None,
     val_episodes: int = 0,
     seed: int = 0,
-    workers: int = os.cpu_count() or 1,
+    workers: int = available_cores(),
 ) -> pathlib.Path:
     """Collect a data set and write it, with its provenance in a JSON file beside it.
 
@@ -121,8 +124,8 @@ def collect(
     """
     size = official_size(spec)
     episodes = size.episodes if episodes is None else episodes
-    if episodes < 1 or workers < 1:
-        raise UserError(f"cannot collect {episodes} episodes with {workers} workers: both must be at least 1")
+    if episodes < 1 or workers < 1 or seed < 0:
+        raise UserError(f"cannot collect {episodes} episodes with {workers} workers and seed {seed}: too small")
     path = collected_path(spec, dataset_dir, episodes, seed)
     try:
         dataset_dir.mkdir(parents=True, exist_ok=True)
@@ -152,6 +155,8 @@ def collect(
             for episode in pool.map(_work, [(seed, index) for index in range(total)]):
                 collected.append(episode)
                 progress.update(size.episode_steps)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError("a collecting process died; fewer workers need less memory") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -159,30 +164,35 @@ def collect(
             raise
     seconds = time.monotonic() - start
 
+    provenance = {
+        "source": "collected",
+        "episodes": episodes,
+        "episode_steps": size.episode_steps,
+        "official_episodes": size.episodes,
+        "seed": seed,
+        "oracle": "scripted oracles of the ogbench package",
+        "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
+    }
     splits = {path: collected[:episodes]}
     if val_episodes:
         splits[path.with_name(f"{path.stem}-val.npz")] = collected[episodes:]
     try:
-        for split_path, split in splits.items():
+        for split_path, split in reversed(splits.items()):  # the training file last: it is what is looked for
             arrays = {key: np.concatenate([episode[key] for episode in split]) for key in split[0]}
-            write_whole(split_path, lambda temporary, arrays=arrays: np.savez_compressed(temporary, **arrays))
-        provenance = {
-            "source": "collected",
-            "episodes": episodes,
-            "episode_steps": size.episode_steps,
-            "official_episodes": size.episodes,
-            "seed": seed,
-            "oracle": "scripted oracles of the ogbench package",
-            "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
-            "sha256": sha256(path),
-        }
-        path.with_suffix(".json").write_text(json.dumps(provenance, indent=2) + "\n")
+            write_whole(split_path, functools.partial(_write_with_provenance, arrays, path, provenance))
     except OSError as error:
         raise UserError(f"cannot write the collected data: {describe_os_error(error)}") from error
     print(
         f"collected {steps:,} transitions in {_minutes(seconds)} ({steps / seconds:.0f} a second): {path}", flush=True
     )
     return path
+
+
+def _write_with_provenance(arrays: Episode, path: pathlib.Path, provenance: dict, temporary: pathlib.Path) -> None:
+    """Fill a data file that has no name yet, and describe it in PATH.json before it gets one."""
+    np.savez_compressed(temporary, **arrays)
+    text = json.dumps({**provenance, "sha256": sha256(temporary)}, indent=2) + "\n"
+    write_whole(path.with_suffix(".json"), lambda json_file: json_file.write_text(text))
 
 
 def _minutes(seconds: float) -> str:
@@ -196,9 +206,15 @@ _collect_episode: Callable[[], Episode]
 
 def _start_worker(spec: EnvSpec, episode_steps: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     global _collect_episode
     recipe = pointmaze_recipe if spec.env_name.startswith("pointmaze") else manipulation_recipe
     _collect_episode = recipe(spec, episode_steps)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # the pool's own queues would keep an orphan waiting for ever
+    os._exit(1)
 
 
 def _work(seed_and_index: tuple[int, int]) -> Episode:

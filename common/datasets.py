@@ -16,7 +16,7 @@ from common import collect
 from common.env_ids import EnvSpec
 from common.envs import make_env
 from common.errors import UserError, describe_os_error
-from common.files import sha256
+from common.files import sha256, write_whole
 
 OFFICIAL_SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 MIRROR = "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main"
@@ -26,8 +26,12 @@ KNOWN_SHA256 = {
 }
 DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down for weeks at a time
 
+# What NumPy and the zip format raise on truncated or altered files.
+DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 ACTION_BOUND = 1 - 1e-5  # data set actions are clipped to +-ACTION_BOUND, as in the reference implementations
 
+SOURCES = ("official", "mirror", "collected")
 DataSource = Literal["auto", "download", "collect"]
 Provenance = dict[str, Any]
 
@@ -100,14 +104,15 @@ def load(
 def provenance(path: pathlib.Path) -> Provenance:
     """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
     digest = sha256(path)
-    origin: Provenance = {"source": "file"}
-    if digest == KNOWN_SHA256.get(path.name):
-        origin = {"source": "official"}
+    here = {"path": str(path.resolve()), "sha256": digest}
     with contextlib.suppress(OSError, ValueError):
-        origin = json.loads(path.with_suffix(".json").read_text())
-    if origin.get("sha256") not in (None, digest):
-        origin = {"source": "file", "note": f"differs from the file that {path.with_suffix('.json').name} describes"}
-    return {**origin, "path": str(path), "sha256": digest}
+        record = json.loads(path.with_suffix(".json").read_text())
+        if isinstance(record, dict) and record.get("sha256") == digest and record.get("source") in SOURCES:
+            return record | here
+    known = KNOWN_SHA256.get(path.name)
+    if known not in (None, digest):
+        print(f"warning: {path} is not the official file of that name: its SHA-256 differs", flush=True)
+    return {"source": "official" if digest == known else "file"} | here
 
 
 def describe(origin: Provenance) -> str:
@@ -172,21 +177,22 @@ def _download(source: str, url: str, path: pathlib.Path) -> pathlib.Path:
         with zipfile.ZipFile(output_file) as archive:  # most official files have no published checksum
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
+        record = {"source": source, "url": url, "sha256": sha256(pathlib.Path(output_file))}
+        text = json.dumps(record, indent=2) + "\n"
+        write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
 
     pooch.get_logger().setLevel("ERROR")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(url, KNOWN_SHA256.get(path.name), path.name, path.parent, downloader=fetch_and_check)
         print(f"data: downloaded {url}", flush=True)
-        record = {"source": source, "url": url, "sha256": provenance(path)["sha256"]}
-        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     except requests.exceptions.HTTPError as error:
         raise _DownloadError(f"HTTP status {error.response.status_code}") from error
     except requests.exceptions.Timeout as error:
         raise _DownloadError("no answer in time") from error
     except requests.exceptions.RequestException as error:
         raise _DownloadError(f"no connection ({type(error).__name__})") from error
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGE as error:
         raise _DownloadError("what arrived is damaged (not the expected file)") from error
     except OSError as error:
         raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
@@ -212,10 +218,10 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
         raise UserError(
             f"{path}: {str(error.args[0]).split()[0]} is missing; it is not an OGBench data file"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not an npz file ({error}); delete it to get it again") from error
     except OSError as error:
         raise UserError(f"cannot read {describe_os_error(error)}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged or not an npz file in OGBench's format ({error})") from error
 
     env.reset()
     state = env.unwrapped.data
@@ -237,6 +243,8 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
             )
         if len(data[key]) != len(data["observations"]):
             raise UserError(f"{path}: {len(data[key])} rows of {key} but {len(data['observations'])} of observations")
+        if data[key].dtype.kind not in "fiub":
+            raise UserError(f"{path}: {key} holds {data[key].dtype}, not numbers")
         if not np.isfinite(data[key]).all():
             row = int(np.flatnonzero(~np.isfinite(data[key]).reshape(len(data[key]), -1).all(axis=1))[0])
             raise UserError(f"{path}: NaN or infinity in {key}, first in row {row}")

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+OUT_OF_MEMORY = "out of memory; smaller --batch-size, --hidden-sizes or --log-interval need less"
+
 
 class UserError(Exception):
     """Bad input or a failing machine, described in one line. Ends a program with exit status 2, without a traceback."""
@@ -27,6 +29,12 @@ def exit_in_one_line(program: Callable[[], None]) -> None:
         sys.exit(_report("the reader of the output went away", 2))
     except OSError as error:  # a full disk, a read-only folder
         sys.exit(_report(describe_os_error(error), 2))
+    except MemoryError:
+        sys.exit(_report(OUT_OF_MEMORY, 2))
+    except RuntimeError as error:  # XLA's
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(_report(OUT_OF_MEMORY, 2))
 
 
 def _report(message: str, status: int) -> int:

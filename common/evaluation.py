@@ -1,7 +1,6 @@
 """Evaluates a policy in the real environments, in parallel."""
 
 import functools
-import os
 from collections.abc import Callable
 
 import gymnasium
@@ -12,6 +11,8 @@ from jaxtyping import Float, Int
 
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
+from common.errors import UserError
+from common.machine import available_cores
 
 # (observations [envs, o], episode numbers [envs], time steps [envs]) -> actions [envs, a]
 Policy = Callable[
@@ -34,7 +35,7 @@ class Evaluator:
         num_envs: parallel environments, one process each; one for each core if None.
         """
         self.spec = spec
-        self.num_envs = min(num_envs or os.cpu_count() or 1, episodes)
+        self.num_envs = min(num_envs or available_cores(), episodes)
         self.episode_seeds = [
             int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)
         ]
@@ -50,8 +51,21 @@ class Evaluator:
         Returns:
             Means over episodes: success in percent (at the end of the episode), return (undiscounted), length in steps.
             None if it was stopped.
+
+        Raises:
+            UserError: a worker process died.
         """
-        envs = self._start()
+        try:
+            return self._evaluate(self.start(), policy, should_stop)
+        except (EOFError, ConnectionError) as error:  # a signal to the whole process group, the kernel short of memory
+            self.close()
+            if should_stop():
+                return None
+            raise UserError("an evaluation process died; fewer --eval-envs need less memory") from error
+
+    def _evaluate(
+        self, envs: gymnasium.vector.VectorEnv, policy: Policy, should_stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
         num_episodes = len(self.episode_seeds)
         episode = np.arange(self.num_envs)  # the episode that each environment is in; num_episodes or more: done
         time_step = np.zeros(self.num_envs, dtype=np.int64)
@@ -89,7 +103,8 @@ class Evaluator:
             "evaluation/length": float(lengths.mean()),
         }
 
-    def _start(self) -> gymnasium.vector.VectorEnv:
+    def start(self) -> gymnasium.vector.VectorEnv:
+        """Start the worker processes, unless they are running."""
         if self._envs is None:
             make = [functools.partial(make_evaluation_env, self.spec)] * self.num_envs
             if self.num_envs == 1:

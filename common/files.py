@@ -20,7 +20,7 @@ def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> No
     Raises:
         OSError: the file could not be written.
     """
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # np.savez insists on its own suffix
+    temporary = path.with_name(f".tmp-{path.name}")  # with the suffix, which np.savez would add
     try:
         write(temporary)
         with temporary.open("rb+") as file:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import datetime
+import fcntl
 import io
 import json
 import os
@@ -13,12 +14,11 @@ import typing
 from importlib import metadata
 from typing import Any
 
-import jax
-
 from common import checkpoints
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.files import write_whole
+from common.machine import describe_device
 
 TABLES = ("train", "eval", "time")
 HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
@@ -75,15 +75,14 @@ class RunDirectory:
             "device": describe_device(),
             "started": f"{now:%Y-%m-%d %H:%M:%S}",
         }
+        check_vacant(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise UserError(f"{path} is not empty; name another --run-dir, or go on with it: --resume {path}")
             text = json.dumps(config, indent=2, default=str) + "\n"
             write_whole(path / "config.json", lambda temporary: temporary.write_text(text))
         except OSError as error:
             raise UserError(f"cannot write the run directory: {describe_os_error(error)}") from error
-        return RunDirectory(path, json.loads(text))
+        return RunDirectory(path, json.loads(text))._locked()
 
     @staticmethod
     def open(path: pathlib.Path, algorithm: str) -> "RunDirectory":
@@ -95,14 +94,25 @@ class RunDirectory:
         try:
             config = json.loads((path / "config.json").read_text())
             made_by = config["algorithm"]
-            config["args"], config["environment"]["suite"], config["dataset"]["path"], config["dataset"]["sha256"]
+            config["environment"]["suite"], config["dataset"]["path"], config["dataset"]["sha256"], config["origins"]
+            if not isinstance(config["args"], dict):
+                raise TypeError("args is not an object")
         except OSError as error:
             raise UserError(f"--resume {path}: not a run directory ({describe_os_error(error)})") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"--resume {path}: config.json is damaged ({error!r})") from error
         if made_by != algorithm:
             raise UserError(f"--resume {path}: a run of {made_by}.py, not of {algorithm}.py")
-        return RunDirectory(path, config)
+        return RunDirectory(path, config)._locked()
+
+    def _locked(self) -> "RunDirectory":
+        """Keep other processes out of the folder as long as this one lives."""
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{self.path} is in use by another process") from error
+        return self
 
     @property
     def dataset_path(self) -> pathlib.Path:
@@ -150,14 +160,12 @@ class RunDirectory:
         return (time.monotonic() - self._saved_at) / 60
 
     def last_good(self) -> str:
-        """Where the last sound state is, for a message."""
-        folder = self.path / "checkpoints"
-        newest = max(folder.glob("step-*.npz"), default=None)
-        return f"the last good checkpoint is {newest}" if newest else "before its first checkpoint"
+        """Where the last good state is, for a message."""
+        return checkpoints.last_good(self.path / "checkpoints")
 
     def has_checkpoint(self) -> bool:
         """Whether there is a state to go on from. A run killed before its first checkpoint starts at its beginning."""
-        return any((self.path / "checkpoints").glob("step-*.npz"))
+        return bool(checkpoints.by_step(self.path / "checkpoints"))
 
     def restore(self, like: Any) -> Any:
         """Read the newest sound checkpoint. The resumed run must then `rewind` to its step."""
@@ -166,11 +174,17 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""
         self.saved_step = step
+        folder = self.path / "checkpoints"
+        for debris in (*folder.glob(".tmp-*"), *self.path.glob(".tmp-*")):  # of a kill while it was written
+            debris.unlink()
+        for path in checkpoints.by_step(folder):
+            if path.stem > f"step-{step:09d}":  # damaged, or it would have been restored
+                path.unlink()
         for table in TABLES:
             path = self.path / f"{table}.csv"
             if not path.exists():
                 continue
-            rows = [row for row in read_table(path) if row["step"] <= step]
+            rows = [row for row in read_table(path, until_damage=True) if row["step"] <= step]
             text = io.StringIO()
             if rows:
                 _write_rows(text, rows, header=True)
@@ -207,15 +221,15 @@ class RunDirectory:
         """Send every row to Weights & Biases too.
 
         Raises:
-            UserError: the package is missing.
+            UserError: it does not start.
         """
+        name = self.path.resolve().name
         try:
-            import wandb
-        except ImportError as error:
-            raise UserError("--track needs Weights & Biases: pip install wandb") from error
-        self._wandb = wandb.init(
-            project=project, name=self.path.name, id=self.path.name, resume="allow", dir=self.path, config=self.config
-        )
+            self._wandb = import_wandb().init(
+                project=project, name=name, id=name, resume="allow", dir=self.path, config=self.config
+            )
+        except Exception as error:  # not logged in, no network
+            raise UserError(f"--track: Weights & Biases does not start ({error})") from error
 
     def print_outcome(self, step: int, total: int) -> None:
         """The last line of a run: its score, or how to go on."""
@@ -232,21 +246,50 @@ class RunDirectory:
             self._wandb.finish()
 
 
-def read_table(path: pathlib.Path) -> list[Row]:
+def check_vacant(path: pathlib.Path | None) -> None:
+    """Raises `UserError` if a new run cannot take this folder. None is a folder of the run's own."""
+    if path is None or not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"--run-dir {path} is not a folder")
+    if (path / "config.json").exists():
+        raise UserError(f"{path} holds a run; name another --run-dir, or go on with it: --resume {path}")
+    if any(path.iterdir()):
+        raise UserError(f"{path} is not empty; name another --run-dir")
+
+
+def import_wandb() -> Any:
+    """The optional package.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--track needs Weights & Biases: pip install wandb") from error
+    return wandb
+
+
+def read_table(path: pathlib.Path, *, until_damage: bool = False) -> list[Row]:
     """The complete rows of a CSV file; the half-written last line of a killed run is left out.
+
+    Args:
+        path: CSV file with a column `step`.
+        until_damage: stop before the first damaged row (what a power cut leaves) instead of raising.
 
     Raises:
         UserError: a row is damaged.
     """
-    text = path.read_text()
-    complete = text[: text.rfind("\n") + 1]
+    text = path.read_text(errors="replace")
+    rows: list[Row] = []
     try:
-        return [
-            {name: int(value) if name == "step" else float(value) for name, value in row.items()}
-            for row in csv.DictReader(io.StringIO(complete))
-        ]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+            rows.append({"step": int(row["step"])} | {name: float(row[name]) for name in row if name != "step"})
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        if not until_damage:
+            raise UserError(f"{path}: row {len(rows) + 1} is damaged ({error})") from error
+    return rows
 
 
 def _write_rows(file: io.TextIOBase, rows: list[Row], *, header: bool) -> None:
@@ -256,9 +299,3 @@ def _write_rows(file: io.TextIOBase, rows: list[Row], *, header: bool) -> None:
     writer.writerows(
         {name: value if isinstance(value, int) else format(value, ".9g") for name, value in row.items()} for row in rows
     )
-
-
-def describe_device() -> str:
-    """What JAX computes on."""
-    first = jax.devices()[0]
-    return f"{jax.local_device_count()} x {first.device_kind} ({first.platform}), {os.cpu_count()} CPU cores"

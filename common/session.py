@@ -13,6 +13,7 @@ from types import TracebackType
 import tqdm
 
 SLOW_RUN_S = 3600
+SAME_SIGNAL_S = 0.3  # job schedulers deliver one signal twice, to the group and to the process
 SLOW_RUN_HINT = (
     "that is long, on a CPU: in README.md, 'Quick start' is a run that a laptop finishes, and 'Accelerators' has the "
     "line that adds a GPU"
@@ -56,12 +57,16 @@ class StopSignals:
         return self._requested.is_set()
 
     def _watch(self) -> None:
+        first = 0.0
         while number := self._reader.recv(1):
             if number[0] not in self._old_handlers:
                 continue
             if self._requested.is_set():
+                if time.monotonic() - first < SAME_SIGNAL_S:
+                    continue
                 os.write(2, b"\nstopped at once; what the last checkpoint holds can be resumed\n")
                 os._exit(128 + number[0])
+            first = time.monotonic()
             self._requested.set()
             os.write(2, b"\nstopping after this chunk and saving; once more stops at once\n")
 

@@ -11,7 +11,6 @@ are reported, since machines are seldom idle.
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from common import collect
 from common.datasets import Dataset
 from common.env_ids import resolve
 from common.evaluation import Evaluator
-from common.run_directory import describe_device
+from common.machine import available_cores, describe_device
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
@@ -112,12 +111,13 @@ def matrix_products(args: drol.Args) -> tuple[Callable[..., Any], tuple[Any, ...
         return [*products, grad]
 
     def products(actor: list, critics: list, targets: list, x: jax.Array, candidates: jax.Array) -> list[jax.Array]:
-        results = [forward(actor, candidates)[-1], forward(actor, x)[-1]]  # routing, next action
+        # Different inputs everywhere: equal products would be computed once.
+        results = [forward(actor, candidates)[-1], forward(actor, x + 1)[-1]]  # routing, next action
         results += backward(actor, forward(actor, x), parameters=True, inputs=False)  # the winner
         for critic, target in zip(critics, targets, strict=True):
-            results.append(forward(target, x)[-1])
+            results.append(forward(target, x + 1)[-1])
             results += backward(critic, forward(critic, x), parameters=True, inputs=False)  # Bellman error
-            results += backward(critic, forward(critic, x + 1), parameters=False, inputs=True)  # improvement
+            results += backward(critic, forward(critic, x + 2), parameters=False, inputs=True)  # improvement
         return results
 
     batch = jax.random.normal(next(keys), (args.batch_size, in_size))
@@ -151,18 +151,25 @@ def measure_updates(num_candidates: int, rounds: int) -> tuple[float, float, flo
     dataset, key = jax.device_put(random_dataset()), jax.random.key(1)
     per_call = 10
 
-    def chunk(state: drol.TrainState, update: Callable[..., Any]) -> Any:
+    def chunk(state: drol.TrainState, dataset: Dataset, update: Callable[..., Any]) -> Any:
         def one_update(state: drol.TrainState, _: None) -> Any:
             batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
             batch = drol.sample_batch(dataset, args.batch_size, batch_key)
             return update(args, state, batch, drol.sample_noise(args, ACTION_DIM, noise_key))
 
-        return jax.lax.scan(one_update, state, length=per_call)
+        return jax.lax.scan(one_update, state, length=per_call)[0]
 
-    calls = []
-    for update in (drol.update, update_with_all_candidates):
-        state = drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))
-        calls.append(functools.partial(jax.jit(functools.partial(chunk, update=update)), state))
+    def repeat(update: Callable[..., Any]) -> Callable[[], Any]:
+        compiled = jax.jit(functools.partial(chunk, update=update), donate_argnums=0)
+        states = [drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))]
+
+        def call() -> Any:
+            states.append(compiled(states.pop(), dataset))
+            return states[0]
+
+        return call
+
+    calls = [repeat(drol.update), repeat(update_with_all_candidates)]
     products, inputs = matrix_products(args)
     calls.append(lambda: [products(*inputs) for _ in range(per_call)])
     for call in calls:  # compile
@@ -189,10 +196,10 @@ def measure_evaluation(episodes: int, num_envs: int) -> float:
         keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.key(i), t))(episodes, time_steps)
         return jax.vmap(drol.sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
 
-    warm_up = Evaluator(resolve("cube-single"), num_envs, seed=0, num_envs=num_envs)
-    warm_up(policy)
     evaluator = Evaluator(resolve("cube-single"), episodes, seed=0, num_envs=num_envs)
-    evaluator._envs, warm_up._envs = warm_up._envs, None  # the processes are there already
+    calls = iter(range(3))
+    evaluator(policy, should_stop=lambda: next(calls, None) is None)  # compiles the policy
+    evaluator.start()
     start = time.perf_counter()
     evaluator(policy)
     taken = time.perf_counter() - start
@@ -220,7 +227,7 @@ def measure_start() -> float:
 
 def main(args: Args) -> None:
     """Print everything as Markdown."""
-    print(f"{describe_device()}, jax {jax.__version__}, {os.cpu_count()} CPU cores\n")
+    print(f"{describe_device()}\n")
     print("| K | drol.py, ms | all candidates, ms | times faster | matrix products, ms | multiple of them |")
     print("|--:|--:|--:|--:|--:|--:|")
     for k in args.num_candidates:
@@ -232,7 +239,7 @@ def main(args: Args) -> None:
     print(
         f"\ncollection (cube-double): {measure_collection(args.collect_episodes):.0f} transitions a second", flush=True
     )
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     one, many = (measure_evaluation(args.eval_episodes, n) for n in (1, cores))
     print(
         f"evaluation ({args.eval_episodes} episodes of cube-single): {many:.1f} s with {cores} environments at a time, "

@@ -1,4 +1,4 @@
-"""DROL's update in float64 NumPy, slow and plain, written from the equations (DESIGN sections 3.1 and 3.2).
+"""DROL's update in float64 NumPy, slow and plain, written from the equations of arXiv 2604.22229.
 
 Networks are dicts: 'kernels' (inputs, outputs), 'biases', and for critics 'scales', 'shifts' of LayerNorm. Gradients
 are written out by hand; nothing here knows of JAX.

@@ -1,0 +1,50 @@
+"""README.md: its commands are understood by the programs that they call."""
+
+import re
+import shlex
+import stat
+
+import pytest
+import tyro
+from conftest import REPOSITORY
+
+import drol
+from common import collect
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PROGRAMS = {"drol.py": drol.Args, "common.collect": collect.Args}
+
+
+def arguments(line: str) -> tuple[type, list[str]] | None:
+    words = shlex.split(line)
+    for name, args_class in PROGRAMS.items():
+        if name in words:
+            return args_class, words[words.index(name) + 1 :]
+    return None
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if arguments(line)])
+def test_the_arguments_exist(line):
+    args_class, words = arguments(line)
+    assert isinstance(tyro.cli(args_class, args=words), args_class)
+
+
+def test_both_first_commands_do_all_their_set_up():
+    main, tests = COMMANDS[:2]
+    set_up = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python"
+    assert main == f"{set_up} drol.py --env-id cube-double"
+    assert tests == f"{set_up} -m pytest"
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = REPOSITORY / ".ci" / "run"
+    assert "README.md" in script.read_text()
+    assert script.stat().st_mode & stat.S_IXUSR
+
+
+def test_every_option_named_in_the_text_exists():
+    known = {name.replace("_", "-") for args_class in PROGRAMS.values() for name in args_class.__dataclass_fields__}
+    known |= {"help"}
+    for option in re.findall(r"--([a-z][a-z-]+)", README):
+        assert option.removeprefix("no-") in known, option
