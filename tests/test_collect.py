@@ -89,6 +89,16 @@ def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
     assert (jumps > 0.15) == env_id.endswith("noisy"), jumps
 
 
+@pytest.mark.parametrize("env_id", ["cube-double", "scene", "puzzle-3x3-noisy"])
+def test_an_episode_does_not_depend_on_the_one_before(env_id, monkeypatch):
+    collect_episode = collect.manipulation_recipe(resolve(env_id), 40)
+    monkeypatch.setattr(collect, "_collect_episode", collect_episode, raising=False)
+    first, second, again = (collect._work((0, index)) for index in (1, 2, 1))
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+    assert not np.array_equal(first["actions"], second["actions"])
+
+
 @pytest.mark.parametrize("env_id", ["pointmaze-medium", "pointmaze-teleport", "pointmaze-medium-stitch"])
 def test_pointmaze_recipes_reach_goals(env_id):
     spec = resolve(env_id)

@@ -10,7 +10,7 @@ import numpy as np
 import ogbench
 import pytest
 
-from common import collect, datasets
+from common import datasets
 from common.env_ids import resolve
 from common.errors import UserError
 
@@ -73,6 +73,7 @@ def poke(array: np.ndarray, value: float) -> np.ndarray:
         ),
         (lambda a: {"qvel": poke(a["qvel"], np.inf)}, "NaN or infinity in qvel"),
         (lambda a: {"actions": poke(a["actions"], -1.5)}, r"actions must lie in \[-1, 1\], the largest is 1.5"),
+        (lambda a: {"terminals": np.zeros((2002, 2))}, "not an npz file in OGBench's format"),
         (lambda a: {"terminals": np.zeros_like(a["terminals"])}, "the last trajectory does not end"),
         (lambda a: {key: value[:0] for key, value in a.items()}, "holds no transition"),
         (
@@ -189,10 +190,24 @@ def test_without_a_connection_each_failure_is_one_line(tmp_path, monkeypatch, ca
         locate(tmp_path, env_id="antmaze-large")
 
 
-def test_a_smaller_collection_is_not_taken_for_the_full_one(tmp_path):
-    small = collect.collected_path(resolve("pointmaze-medium"), tmp_path, 3, 0)
-    full = collect.collected_path(resolve("pointmaze-medium"), tmp_path, 1000, 0)
-    assert len({small, full, tmp_path / "pointmaze-medium-navigate-v0.npz"}) == 3
+def test_a_smaller_collection_is_not_taken_for_a_larger_one(tmp_path, monkeypatch):
+    for name in ("OFFICIAL_SERVER", "MIRROR"):
+        monkeypatch.setattr(datasets, name, "http://127.0.0.1:9")
+    small = locate(tmp_path, source="collect", episodes=1)
+    larger = locate(tmp_path, source="auto", episodes=2)
+    assert (small["episodes"], larger["episodes"]) == (1, 2)
+    assert small["path"] != larger["path"]
+    assert not (tmp_path / "pointmaze-medium-navigate-v0.npz").exists()
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"source": "official"}', '{"source": "x", "sha256": "0"}', "\0"])
+def test_an_unrelated_json_file_is_not_believed(pointmaze_file, tmp_path, record):
+    path = tmp_path / "data.npz"
+    path.write_bytes(pointmaze_file.read_bytes())
+    path.with_suffix(".json").write_text(record)
+    origin = datasets.provenance(path)
+    assert origin["source"] == "file"
+    assert str(path) in datasets.describe(origin)
 
 
 def test_a_replaced_file_loses_its_provenance(pointmaze_file, tmp_path):

@@ -23,11 +23,16 @@ def run(tmp_path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, {"path": "x.npz", "sha256": "0"})
 
 
+def reopen(run: RunDirectory) -> RunDirectory:
+    run._lock.close()
+    return RunDirectory.open(run.path, "drol")
+
+
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(7)}
 
 
 def test_arguments_survive_the_config(run):
-    reopened = RunDirectory.open(run.path, "drol")
+    reopened = reopen(run)
     args = reopened.read_args(drol.Args)
     assert json.loads(json.dumps(dataclasses.asdict(args), default=str)) == reopened.config["args"]
     assert args.hidden_sizes == (512, 512, 512, 512)
@@ -37,7 +42,9 @@ def test_arguments_survive_the_config(run):
 
 
 def test_what_is_not_a_run_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="in use by another process"):
+        RunDirectory.open(run.path, "drol")
+    with pytest.raises(UserError, match="holds a run"):
         RunDirectory.create(run.path, "drol", resolve("scene"), drol.Args(), {}, {})
     with pytest.raises(UserError, match=r"a run of drol\.py, not of fql\.py"):
         RunDirectory.open(run.path, "fql")
@@ -70,7 +77,7 @@ def test_rewinding_drops_later_rows_and_half_a_row(run):
     as_it_was = (run.path / "train.csv").read_text()
     with (run.path / "train.csv").open("a") as file:
         file.write("4,0.1")  # a killed process: half of '40,0.123'
-    again = RunDirectory.open(run.path, "drol")
+    again = reopen(run)
     again.rewind(20)
     assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 20]
     assert list(again.evaluations) == [20]
@@ -80,6 +87,34 @@ def test_rewinding_drops_later_rows_and_half_a_row(run):
     again.rewind(0)
     again.log("train", {"step": 10, "critic/loss": 10 / 7})
     assert (run.path / "train.csv").read_text() == "".join(as_it_was.splitlines(keepends=True)[:2])
+
+
+def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
+    for step in (10, 20):
+        run.log("train", {"step": step, "critic/loss": 1.0})
+        run.save(step, TREE)
+    (run.path / "checkpoints" / "step-000000030.npz").write_bytes(b"damaged")
+    (run.path / "checkpoints" / ".tmp-step-000000040.npz").write_bytes(b"half")
+    with (run.path / "train.csv").open("ab") as file:
+        file.write(b"\0\0\0\xff\n50,1\n")
+    with pytest.raises(UserError, match="row 3 is damaged"):
+        read_table(run.path / "train.csv")
+    run.rewind(20)
+    names = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    assert names == ["step-000000010.npz", "step-000000020.npz"]
+    assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 20]
+
+
+def test_a_kill_during_the_first_checkpoint_leaves_a_run_that_starts_again(run):
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / ".tmp-step-000000010.npz").write_bytes(b"half")
+    assert not run.has_checkpoint()
+
+
+def test_a_state_that_is_not_finite_is_not_saved(run):
+    run.save(10, TREE)
+    with pytest.raises(UserError, match=r"'a'.* is not finite after update 20.*step-000000010"):
+        run.save(20, {**TREE, "a": jnp.array([[1.0, jnp.nan]])})
 
 
 def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(run):
