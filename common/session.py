@@ -57,18 +57,18 @@ class StopSignals:
         return self._requested.is_set()
 
     def _watch(self) -> None:
-        first = 0.0
-        while number := self._reader.recv(1):
-            if number[0] not in self._old_handlers:
+        first: tuple[int, float] | None = None
+        while received := self._reader.recv(1):
+            number, now = received[0], time.monotonic()
+            if number not in self._old_handlers:
                 continue
-            if self._requested.is_set():
-                if time.monotonic() - first < SAME_SIGNAL_S:
-                    continue
+            if first is None:
+                first = number, now
+                self._requested.set()
+                os.write(2, b"\nstopping after this chunk and saving; once more stops at once\n")
+            elif number != first[0] or now - first[1] > SAME_SIGNAL_S:
                 os.write(2, b"\nstopped at once; what the last checkpoint holds can be resumed\n")
-                os._exit(128 + number[0])
-            first = time.monotonic()
-            self._requested.set()
-            os.write(2, b"\nstopping after this chunk and saving; once more stops at once\n")
+                os._exit(128 + number)
 
 
 class Progress:
