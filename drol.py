@@ -541,7 +541,7 @@ def main(args: Args) -> None:
                 result = evaluator(functools.partial(act, state.params.actor), stop.requested)
                 if result is not None:
                     run.log("eval", {"step": step, **result})
-                    progress.report(result)
+                    progress.report(result, keep=True)
             if is_last or stop.requested():
                 break
 

@@ -142,10 +142,10 @@ class Progress:
         tqdm.tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    def report(self, numbers: dict[str, float]) -> None:
-        """Show the newest numbers, on the bar or as a line."""
+    def report(self, numbers: dict[str, float], *, keep: bool = False) -> None:
+        """Show the newest numbers: on the bar, or as a line, which stays."""
         text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        if self._is_terminal:
+        if self._is_terminal and not keep:
             self._bar.set_postfix_str(text)
         else:
             rate = 1 / self.seconds_per_update if self.step > self._initial else 0
