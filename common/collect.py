@@ -152,13 +152,13 @@ def collect(
         progress,
     ):
         try:
-            for episode in pool.map(_work, [(seed, index) for index in range(total)]):
-                collected.append(episode)
+            # Not pool.map: it cancels what is left when interrupted, which a pool that breaks afterwards stumbles over.
+            for episode in [pool.submit(_work, (seed, index)) for index in range(total)]:
+                collected.append(episode.result())
                 progress.update(size.episode_steps)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError("a collecting process died; fewer workers need less memory") from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise

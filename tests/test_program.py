@@ -189,6 +189,26 @@ def test_a_second_ctrl_c_stops_at_once(start, pointmaze_file, tmp_path):
     assert "Traceback" not in out
 
 
+def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
+    arguments = ("--env-id", "pointmaze-medium", "--episodes", 500, "--workers", 2, "--dataset-dir", tmp_path)
+    process = subprocess.Popen(
+        command(*arguments, module="common.collect"),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdout.readline()  # the announcement
+    time.sleep(6)  # the workers are at it
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
 NONSENSE = [
     (("--env-id", "cube-dubble"), "the nearest known names are cube-double"),
     (("--env-id", "pen-human"), "not supported yet"),
