@@ -26,7 +26,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -113,8 +113,10 @@ class Args:
     """Weight of behaviour cloning against improvement: the one to tune (default 1; published 0.03 to 10)."""
     q_coef: float = 1.0
     """Weight of improvement."""
-    num_candidates: int | Literal["tuned"] = 16
-    """K, the number of candidates a state. 16 is DROL(16); `tuned` takes the paper's K for the environment: DROL*."""
+    num_candidates: int | None = None
+    """K, the number of candidates a state (default 16, which is DROL(16))."""
+    drol_star: bool = False
+    """DROL*: the K that the paper tuned for the environment, instead of 16."""
     actor_q_agg: Literal["mean", "min"] = "min"
     """Aggregation of the critics in the actor's loss."""
     normalize_q_loss: bool = True
@@ -160,9 +162,37 @@ PUBLISHED = {
     "relocate-cloned": Published(10.0, 0.99, "min", 32),
     "relocate-expert": Published(10.0, 0.99, "min", 32),
 }
-OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}
-DEFAULTS = {"bc_coef": 1.0, "discount": 0.99, "q_agg": "mean"}
+DEFAULTS = {"bc_coef": 1.0, "num_candidates": 16, "discount": 0.99, "q_agg": "mean"}
 KNOB = "bc_coef"  # what to tune where nothing is published
+
+
+def published_settings(args: Args, family: str) -> dict[str, Any]:
+    """The paper's settings for a family of environments; none where it has none.
+
+    Raises:
+        UserError: DROL* is asked for, and the paper has no K for it, or another K is given.
+    """
+    if args.drol_star and family not in PUBLISHED:
+        raise UserError(f"--drol-star: the paper has no tuned K for {family}; give --num-candidates")
+    if args.drol_star and args.num_candidates is not None:
+        raise UserError("--drol-star and --num-candidates: give one of them")
+    if family not in PUBLISHED:
+        return {}
+    settings = PUBLISHED[family]._asdict()
+    tuned_num_candidates = settings.pop("tuned_num_candidates")
+    return settings | {"num_candidates": tuned_num_candidates if args.drol_star else 16}
+
+
+def valid_settings(args: Args) -> dict[str, bool]:
+    """Whether each of DROL's own arguments is in its range."""
+    return {
+        "bc_coef": 0 <= args.bc_coef < math.inf,
+        "q_coef": 0 <= args.q_coef < math.inf,
+        "num_candidates": args.num_candidates >= 1,
+    }
+
+
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}  # published for both
 
 
 def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
@@ -174,21 +204,14 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
     Raises:
         UserError: a value is out of range.
     """
-    published = PUBLISHED.get(spec.family)
+    published = {**published_settings(args, spec.family), "offline_steps": OFFLINE_STEPS[spec.suite]}
     values, origins = {}, {}
-    for name, default in {**DEFAULTS, "offline_steps": OFFLINE_STEPS[spec.suite]}.items():
+    for name in (*DEFAULTS, "offline_steps"):
         values[name], origins[name] = getattr(args, name), "given"
-        if values[name] is None and (published or name == "offline_steps"):
-            values[name], origins[name] = getattr(published, name, default), "published"
+        if values[name] is None and name in published:
+            values[name], origins[name] = published[name], "published"
         elif values[name] is None:
-            values[name], origins[name] = default, "default"
-    values["num_candidates"], origins["num_candidates"] = args.num_candidates, "DROL(16)"
-    if args.num_candidates == "tuned":
-        if published is None:
-            raise UserError(f"--num-candidates tuned: the paper has no tuned value for {spec.family}; give a number")
-        values["num_candidates"], origins["num_candidates"] = published.tuned_num_candidates, "published, DROL*"
-    elif args.num_candidates != 16:
-        origins["num_candidates"] = "given"
+            values[name], origins[name] = DEFAULTS[name], "default"
     args = dataclasses.replace(args, **values)
 
     in_range = {
@@ -206,9 +229,7 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
         "save_minutes": 0 <= args.save_minutes < math.inf,
         "collect_episodes": args.collect_episodes is None or args.collect_episodes >= 1,
         "collect_workers": args.collect_workers >= 1,
-        "bc_coef": 0 <= args.bc_coef < math.inf,
-        "q_coef": 0 <= args.q_coef < math.inf,
-        "num_candidates": args.num_candidates >= 1,
+        **valid_settings(args),
     }
     for name, valid in in_range.items():
         if not valid:
@@ -240,7 +261,7 @@ class MLP(eqx.Module):
         self.norms = [eqx.nn.LayerNorm(size, eps=1e-6) for size in hidden_sizes] if layer_norm else []
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
-        """Apply the network to the concatenated inputs: [s, a] or [s, z]."""
+        """Apply the network to its inputs, concatenated."""
         x = jnp.concatenate(inputs)
         for index, layer in enumerate(self.layers[:-1]):
             x = jax.nn.gelu(layer(x), approximate=True)
@@ -282,17 +303,26 @@ class Batch(eqx.Module):
     next_observations: Float[Array, "batch observation"]
 
 
-def init_state(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> TrainState:
-    """Fresh networks, target equal to critic, zero Adam moments."""
+def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> Params:
+    """Fresh networks."""
     critic_key, actor_key = jax.random.split(key)
     in_size = observation_dim + action_dim
+    return Params(
+        critic=init_critic(args, in_size, critic_key),
+        actor=MLP(in_size, action_dim, args.hidden_sizes, key=actor_key),
+    )
 
-    def init_critic(key: Key[Array, ""]) -> MLP:
-        return MLP(in_size, 1, args.hidden_sizes, layer_norm=True, key=key)
 
-    critic = eqx.filter_vmap(init_critic)(jax.random.split(critic_key, 2))
-    params = Params(critic=critic, actor=MLP(in_size, action_dim, args.hidden_sizes, key=actor_key))
-    target_critic = jax.tree.map(jnp.copy, critic)  # a copy, for the state's buffers are donated to each chunk
+def init_critic(args: Args, in_size: int, key: Key[Array, ""]) -> MLP:
+    """An ensemble of two."""
+    init_member = functools.partial(MLP, in_size, 1, args.hidden_sizes, layer_norm=True)
+    return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, 2))
+
+
+def init_state(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> TrainState:
+    """Fresh networks, target equal to critic, zero Adam moments."""
+    params = init_params(args, observation_dim, action_dim, key)
+    target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: the state's buffers are donated to each chunk
     return TrainState(params, target_critic, optimizer(args).init(params), jnp.zeros((), jnp.int32))
 
 
@@ -566,7 +596,7 @@ def main(args: Args) -> None:
                 row = {name: float(values[:filled].mean(dtype=np.float64)) for name, values in unlogged.items()}
                 run.log("train", {"step": step, **row})
                 run.log("time", {"step": step, **progress.times()})
-                progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/bc_loss")})
+                progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/q_mean")})
             if run.minutes_since_save() >= args.save_minutes:
                 run.save(step, (state, unlogged))
         if run.saved_step != step:

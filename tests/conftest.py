@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
-install_import_hook(["drol", "common"], "beartype.beartype")
+install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -57,13 +57,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | COMPILATION_CACHE
 
 
-def command(*args: object, module: str | None = None) -> list[str]:
-    program = ["-m", module] if module else ["drol.py"]
+def command(*args: object, script: str = "drol.py", module: str | None = None) -> list[str]:
+    program = ["-m", module] if module else [script]
     return [sys.executable, *program, *map(str, args)]
 
 
-def run_script(*args: object, cwd: pathlib.Path = REPOSITORY, module: str | None = None) -> subprocess.CompletedProcess:
-    """Run drol.py (or a module) as a user does, in another process."""
+def run_script(*args: object, cwd: pathlib.Path = REPOSITORY, **program: str) -> subprocess.CompletedProcess:
+    """Run drol.py (or another script, or a module) as a user does, in another process."""
     return subprocess.run(
-        command(*args, module=module), cwd=cwd, capture_output=True, text=True, timeout=240, env=environment()
+        command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=240, env=environment()
     )

@@ -51,9 +51,9 @@ def start():
     """Start drol.py in a process group of its own, which does not outlive the test."""
     processes = []
 
-    def start(*args: object) -> subprocess.Popen:
+    def start(*args: object, script: str = "drol.py") -> subprocess.Popen:
         process = subprocess.Popen(
-            command(*args),
+            command(*args, script=script),
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -309,6 +309,24 @@ def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(sta
     assert [row["step"] for row in read_table(path / "eval.csv")] == [100]
 
 
+def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file, tmp_path):
+    short = (*SMALL, "--offline-steps", 300, "--log-interval", 100, "--eval-episodes", 1)
+    for name in ("whole", "broken"):
+        process = start(*short, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / name, script="fql.py")
+        if name == "broken":
+            wait_for(lambda: logged_rows(tmp_path / "broken") > 1, process)
+            process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, out
+    assert "tune --alpha" in out
+    result = run_script("--resume", tmp_path / "broken")
+    assert (result.returncode, "a run of fql.py, not of drol.py" in result.stderr) == (2, True)
+    run_script("--resume", tmp_path / "broken", script="fql.py")
+    for name in REPRODUCIBLE:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+    assert {"actor/flow_loss", "actor/distill_loss"} < set(read_table(tmp_path / "whole" / "train.csv")[0])
+
+
 def test_changed_data_is_noticed_on_resume(pointmaze_file, tmp_path):
     data = tmp_path / "data.npz"
     data.write_bytes(pointmaze_file.read_bytes())
@@ -321,7 +339,7 @@ def test_changed_data_is_noticed_on_resume(pointmaze_file, tmp_path):
 
 
 def test_print_config_touches_no_data(tmp_path):
-    result = run_script("--env-id", "antmaze-giant", "--num-candidates", "tuned", "--print-config", cwd=REPOSITORY)
+    result = run_script("--env-id", "antmaze-giant", "--drol-star", "--print-config", cwd=REPOSITORY)
     config = json.loads(result.stdout)
     assert config["environment"] == "antmaze-giant-navigate-singletask-v0"
     assert (config["args"]["bc_coef"], config["args"]["num_candidates"], config["args"]["q_agg"]) == (0.03, 1, "min")

@@ -1,4 +1,4 @@
-"""DROL's update in float64 NumPy, slow and plain, written from the equations of arXiv 2604.22229.
+"""DROL's and FQL's updates in float64 NumPy, slow and plain, from the equations of arXiv 2604.22229 and 2502.02538.
 
 Networks are dicts: 'kernels' (inputs, outputs), 'biases', and for critics 'scales', 'shifts' of LayerNorm. Gradients
 are written out by hand; nothing here knows of JAX.
@@ -96,24 +96,56 @@ def route(actor, batch, latents):
     return np.stack(winners)
 
 
-def actor_loss(settings, critics, actor, batch, noise):
-    """Loss and gradients of the actor."""
-    z = route(actor, batch, noise["latents"])
-    raw, tape = forward(actor, np.concatenate([batch["observations"], z], -1))
+def policy_gradient(critics, observations, actions, how, normalize):
+    """L_q and its gradient with respect to the actions."""
+    q, tapes = q_values(critics, observations, actions)
+    q_agg, weights = aggregate(q, how)
+    scale = 1 / max(np.abs(q_agg).mean(), 1e-6) if normalize else 1.0
+    grad = np.zeros_like(actions)
+    for critic, tape, weight in zip(critics, tapes, weights, strict=True):
+        _, grad_input = backward(critic, tape, (-scale * weight / len(actions))[:, None])
+        grad += grad_input[:, -actions.shape[1] :]
+    return -scale * q_agg.mean(), grad
+
+
+def drol_actor_loss(settings, critics, nets, batch, noise):
+    """Loss, and the gradients of each network but the critics: the actor."""
+    z = route(nets["actor"], batch, noise["latents"])
+    raw, tape = forward(nets["actor"], np.concatenate([batch["observations"], z], -1))
     c = np.clip(raw, -1, 1)
     size, d = c.shape
     bc = (((c - batch["actions"]) ** 2).sum(-1) / d).mean()
-    q, tapes = q_values(critics, batch["observations"], c)
-    q_agg, weights = aggregate(q, settings["actor_q_agg"])
-    scale = 1 / max(np.abs(q_agg).mean(), 1e-6) if settings["normalize_q_loss"] else 1.0
-    improvement = -scale * q_agg.mean()
+    improvement, grad_q = policy_gradient(
+        critics, batch["observations"], c, settings["actor_q_agg"], settings["normalize_q_loss"]
+    )
+    grad_c = settings["bc_coef"] * 2 * (c - batch["actions"]) / (d * size) + settings["q_coef"] * grad_q
+    grads, _ = backward(nets["actor"], tape, grad_c * (np.abs(raw) < 1))
+    return settings["bc_coef"] * bc + settings["q_coef"] * improvement, {"actor": grads}
 
-    grad_c = settings["bc_coef"] * 2 * (c - batch["actions"]) / (d * size)
-    for critic, critic_tape, weight in zip(critics, tapes, weights, strict=True):
-        _, grad_input = backward(critic, critic_tape, (-settings["q_coef"] * scale * weight / size)[:, None])
-        grad_c = grad_c + grad_input[:, -d:]
-    grads, _ = backward(actor, tape, grad_c * (np.abs(raw) < 1))
-    return settings["bc_coef"] * bc + settings["q_coef"] * improvement, grads
+
+def euler(flow, observations, z, steps):
+    """Where the flow leads from z."""
+    x = z
+    for i in range(steps):
+        t = np.full((len(x), 1), i / steps)
+        x = x + forward(flow, np.concatenate([observations, x, t], -1))[0] / steps
+    return np.clip(x, -1, 1)
+
+
+def fql_actor_loss(settings, critics, nets, batch, noise):
+    """Loss, and the gradients of each network but the critics: the actor and the flow."""
+    s, a, x0, t, z = batch["observations"], batch["actions"], noise["flow_noise"], noise["flow_times"], noise["latents"]
+    velocity, flow_tape = forward(nets["flow"], np.concatenate([s, (1 - t) * x0 + t * a, t], -1))
+    error = velocity - (a - x0)
+    flow_grads, _ = backward(nets["flow"], flow_tape, 2 * error / error.size)
+
+    teacher = euler(nets["flow"], s, z, settings["flow_steps"])
+    raw, tape = forward(nets["actor"], np.concatenate([s, z], -1))
+    improvement, grad_q = policy_gradient(critics, s, np.clip(raw, -1, 1), "mean", settings["normalize_q_loss"])
+    grad = settings["alpha"] * 2 * (raw - teacher) / raw.size + grad_q * (np.abs(raw) < 1)
+    actor_grads, _ = backward(nets["actor"], tape, grad)
+    loss = (error**2).mean() + settings["alpha"] * ((raw - teacher) ** 2).mean() + improvement
+    return loss, {"actor": actor_grads, "flow": flow_grads}
 
 
 def adam(settings, params, grads, moments, step):

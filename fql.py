@@ -1,0 +1,593 @@
+"""FQL: one-step offline reinforcement learning with a policy distilled from a flow, in one file.
+
+    python fql.py --env-id cube-double
+
+Flow Q-Learning (Park, Li, Levine, 2025, arXiv 2502.02538). A flow v(s, x, t) learns by flow matching to turn noise into
+the data set's actions. A one-step actor f(s, z) is pulled towards what the flow makes of the same noise z in several
+Euler steps, and is improved by the critic. Only the actor acts; the flow never sees the critic.
+
+Read on from top to bottom: arguments, published settings, networks, losses, update, training loop. Files, environments
+and logs are in common/. `diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
+
+Deviations from the reference implementation:
+1. Many updates run in one compiled loop, on batches that are sampled on the device.
+2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Array, Float, Int, Key
+
+from common import datasets, run_directory, session
+from common.datasets import Dataset
+from common.env_ids import EnvSpec, resolve
+from common.errors import UserError, exit_in_one_line
+from common.evaluation import Evaluator
+from common.machine import available_cores, describe_device
+from common.run_directory import RunDirectory
+
+ALGORITHM = "fql"
+CPU_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train FQL offline. An argument left unset takes the value that the paper published for the environment."""
+
+    # Run
+    env_id: str = "cube-double"
+    """Environment and task, e.g. cube-double-task3, antmaze-large, scene-noisy (README: Names)."""
+    seed: int = 0
+    """Seed of everything random in this run, except the collection of data."""
+    run_dir: pathlib.Path | None = None
+    """Folder for logs and checkpoints; a new one under runs/ if unset."""
+    resume: pathlib.Path | None = None
+    """Go on with the run in this folder, to the same bits as if it had never stopped. Takes no other argument."""
+    print_config: bool = False
+    """Print the resolved settings as JSON and exit, without touching any data."""
+
+    # Data
+    data_source: datasets.DataSource = "auto"
+    """auto: a file that is there, else the official server, else its mirror, else collect it here."""
+    dataset_path: pathlib.Path | None = None
+    """Train on this file (OGBench's npz format) and no other."""
+    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
+    """Folder that is searched, downloaded to and collected into."""
+    collect_episodes: int | None = None
+    """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
+    collect_workers: int = available_cores()
+    """Worker processes for collection."""
+
+    # Evaluation, logs and checkpoints
+    eval_interval: int = 100_000
+    """Updates between evaluations; the last update is always evaluated."""
+    eval_episodes: int = 50
+    """Episodes an evaluation."""
+    eval_envs: int | None = None
+    """Parallel environments for evaluation, one process each; one for each CPU core if unset."""
+    log_interval: int = 1_000
+    """Updates between rows of train.csv; a row holds means over the interval."""
+    save_minutes: float = 5.0
+    """Wall-clock minutes between checkpoints. A run that is stopped politely, or ends, saves anyway."""
+    track: bool = False
+    """Send logs to Weights & Biases as well."""
+    wandb_project: str = "one-step-offline-rl"
+    """Weights & Biases project."""
+
+    # Training, shared by DROL and FQL
+    offline_steps: int | None = None
+    """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
+    batch_size: int = 256
+    """Transitions a batch, sampled uniformly with replacement."""
+    hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of every network."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    discount: float | None = None
+    """Discount of the Bellman target (default 0.99)."""
+    tau: float = 0.005
+    """Step of the target critic towards the critic."""
+    q_agg: Literal["mean", "min"] | None = None
+    """Aggregation of the target critics in the Bellman target (default mean)."""
+
+    # FQL
+    alpha: float | None = None
+    """Weight of distillation against improvement: the one to tune (default 10; published 3 to 30000)."""
+    flow_steps: int = 10
+    """Euler steps of the flow."""
+    normalize_q_loss: bool = False
+    """Divide the improvement loss by the mean absolute Q-value of the batch."""
+
+
+class Published(NamedTuple):
+    """Settings of FQL (arXiv 2502.02538, appendix)."""
+
+    alpha: float
+    discount: float
+    q_agg: Literal["mean", "min"]
+
+
+PUBLISHED = {
+    "antmaze-large-navigate": Published(10.0, 0.99, "min"),
+    "antmaze-giant-navigate": Published(10.0, 0.995, "min"),
+    "humanoidmaze-medium-navigate": Published(30.0, 0.995, "mean"),
+    "humanoidmaze-large-navigate": Published(30.0, 0.995, "mean"),
+    "antsoccer-arena-navigate": Published(10.0, 0.995, "mean"),
+    "cube-single-play": Published(300.0, 0.99, "mean"),
+    "cube-double-play": Published(300.0, 0.99, "mean"),
+    "scene-play": Published(300.0, 0.99, "mean"),
+    "puzzle-3x3-play": Published(1000.0, 0.99, "mean"),
+    "puzzle-4x4-play": Published(1000.0, 0.99, "mean"),
+    "antmaze-umaze": Published(10.0, 0.99, "mean"),
+    "antmaze-umaze-diverse": Published(10.0, 0.99, "mean"),
+    "antmaze-medium-play": Published(10.0, 0.99, "mean"),
+    "antmaze-medium-diverse": Published(10.0, 0.99, "mean"),
+    "antmaze-large-play": Published(3.0, 0.99, "mean"),
+    "antmaze-large-diverse": Published(3.0, 0.99, "mean"),
+    "pen-human": Published(10000.0, 0.99, "min"),
+    "pen-cloned": Published(10000.0, 0.99, "min"),
+    "pen-expert": Published(3000.0, 0.99, "min"),
+    "door-human": Published(30000.0, 0.99, "min"),
+    "door-cloned": Published(30000.0, 0.99, "min"),
+    "door-expert": Published(30000.0, 0.99, "min"),
+    "hammer-human": Published(30000.0, 0.99, "min"),
+    "hammer-cloned": Published(10000.0, 0.99, "min"),
+    "hammer-expert": Published(30000.0, 0.99, "min"),
+    "relocate-human": Published(10000.0, 0.99, "min"),
+    "relocate-cloned": Published(30000.0, 0.99, "min"),
+    "relocate-expert": Published(30000.0, 0.99, "min"),
+}
+DEFAULTS = {"alpha": 10.0, "discount": 0.99, "q_agg": "mean"}
+KNOB = "alpha"  # what to tune where nothing is published
+
+
+def published_settings(args: Args, family: str) -> dict[str, Any]:
+    """The paper's settings for a family of environments; none where it has none."""
+    return PUBLISHED[family]._asdict() if family in PUBLISHED else {}
+
+
+def valid_settings(args: Args) -> dict[str, bool]:
+    """Whether each of FQL's own arguments is in its range."""
+    return {
+        "alpha": 0 <= args.alpha < math.inf,
+        "flow_steps": args.flow_steps >= 1,
+    }
+
+
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}  # published for both
+
+
+def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
+    """Fill in what was left unset.
+
+    Returns:
+        Arguments without None among the settings, and for each setting where its value came from.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    published = {**published_settings(args, spec.family), "offline_steps": OFFLINE_STEPS[spec.suite]}
+    values, origins = {}, {}
+    for name in (*DEFAULTS, "offline_steps"):
+        values[name], origins[name] = getattr(args, name), "given"
+        if values[name] is None and name in published:
+            values[name], origins[name] = published[name], "published"
+        elif values[name] is None:
+            values[name], origins[name] = DEFAULTS[name], "default"
+    args = dataclasses.replace(args, **values)
+
+    in_range = {
+        "seed": 0 <= args.seed < 2**31,
+        "batch_size": args.batch_size >= 1,
+        "hidden_sizes": len(args.hidden_sizes) >= 1 and min(args.hidden_sizes) >= 1,
+        "learning_rate": 0 < args.learning_rate < 1,
+        "discount": 0 <= args.discount <= 1,
+        "tau": 0 < args.tau <= 1,
+        "offline_steps": 1 <= args.offline_steps < 10**9,
+        "eval_interval": args.eval_interval >= 1,
+        "eval_episodes": args.eval_episodes >= 1,
+        "eval_envs": args.eval_envs is None or args.eval_envs >= 1,
+        "log_interval": 1 <= args.log_interval <= 10**6,
+        "save_minutes": 0 <= args.save_minutes < math.inf,
+        "collect_episodes": args.collect_episodes is None or args.collect_episodes >= 1,
+        "collect_workers": args.collect_workers >= 1,
+        **valid_settings(args),
+    }
+    for name, valid in in_range.items():
+        if not valid:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: out of range")
+    return args, origins
+
+
+# Networks: they take one example; losses and policies vmap them over the batch.
+
+
+class MLP(eqx.Module):
+    """Hidden layers: Linear, GELU (tanh approximation), and for critics LayerNorm. Output layer: Linear."""
+
+    layers: list[eqx.nn.Linear]
+    norms: list[eqx.nn.LayerNorm]  # empty without LayerNorm
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        hidden_sizes: tuple[int, ...],
+        *,
+        layer_norm: bool = False,
+        key: Key[Array, ""],
+    ):
+        sizes = (in_size, *hidden_sizes, out_size)
+        keys = jax.random.split(key, len(sizes) - 1)
+        self.layers = [_linear(*fan, key=k) for fan, k in zip(itertools.pairwise(sizes), keys, strict=True)]
+        self.norms = [eqx.nn.LayerNorm(size, eps=1e-6) for size in hidden_sizes] if layer_norm else []
+
+    def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
+        """Apply the network to its inputs, concatenated."""
+        x = jnp.concatenate(inputs)
+        for index, layer in enumerate(self.layers[:-1]):
+            x = jax.nn.gelu(layer(x), approximate=True)
+            if self.norms:
+                x = self.norms[index](x)
+        return self.layers[-1](x)
+
+
+def _linear(fan_in: int, fan_out: int, *, key: Key[Array, ""]) -> eqx.nn.Linear:
+    """Glorot uniform kernel and zero bias, unlike Equinox's own initialisation."""
+    layer = eqx.nn.Linear(fan_in, fan_out, key=jax.random.key(0))  # its own numbers are replaced
+    weight = jax.nn.initializers.glorot_uniform()(key, (fan_out, fan_in))
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(fan_out)))
+
+
+class Params(eqx.Module):
+    """Everything that is optimised."""
+
+    critic: MLP  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, 2
+    actor: MLP  # f(s, z), not clipped
+    flow: MLP  # v(s, x_t, t), the teacher
+
+
+class TrainState(eqx.Module):
+    """Everything that a checkpoint holds."""
+
+    params: Params
+    target_critic: MLP
+    opt_state: optax.OptState
+    step: Int[Array, ""]  # updates so far
+
+
+class Batch(eqx.Module):
+    """B transitions."""
+
+    observations: Float[Array, "batch observation"]
+    actions: Float[Array, "batch action"]
+    rewards: Float[Array, " batch"]
+    masks: Float[Array, " batch"]  # 0 where the task is complete: no bootstrapping
+    next_observations: Float[Array, "batch observation"]
+
+
+def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> Params:
+    """Fresh networks."""
+    critic_key, actor_key, flow_key = jax.random.split(key, 3)
+    in_size = observation_dim + action_dim
+    return Params(
+        critic=init_critic(args, in_size, critic_key),
+        actor=MLP(in_size, action_dim, args.hidden_sizes, key=actor_key),
+        flow=MLP(in_size + 1, action_dim, args.hidden_sizes, key=flow_key),
+    )
+
+
+def init_critic(args: Args, in_size: int, key: Key[Array, ""]) -> MLP:
+    """An ensemble of two."""
+    init_member = functools.partial(MLP, in_size, 1, args.hidden_sizes, layer_norm=True)
+    return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, 2))
+
+
+def init_state(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> TrainState:
+    """Fresh networks, target equal to critic, zero Adam moments."""
+    params = init_params(args, observation_dim, action_dim, key)
+    target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: the state's buffers are donated to each chunk
+    return TrainState(params, target_critic, optimizer(args).init(params), jnp.zeros((), jnp.int32))
+
+
+def optimizer(args: Args) -> optax.GradientTransformation:
+    """One Adam over all parameters (betas 0.9 and 0.999, eps 1e-8)."""
+    return optax.adam(args.learning_rate)
+
+
+def sample_batch(dataset: Dataset, batch_size: int, key: Key[Array, ""]) -> Batch:
+    """Uniform with replacement. The row after the one that starts a transition holds its next observation."""
+    rows = dataset.transitions[jax.random.randint(key, (batch_size,), 0, dataset.transitions.shape[0])]
+    return Batch(
+        observations=dataset.observations[rows],
+        actions=dataset.actions[rows],
+        rewards=dataset.rewards[rows],
+        masks=dataset.masks[rows],
+        next_observations=dataset.observations[rows + 1],
+    )
+
+
+# Latents and policy
+
+
+def sample_latents(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Standard normal."""
+    return jax.random.normal(key, shape)
+
+
+class Noise(eqx.Module):
+    """Every random draw of one update but the batch."""
+
+    next_latents: Float[Array, "batch action"]  # of the next action in the Bellman target
+    latents: Float[Array, "batch action"]  # z, where the flow and the one-step actor start
+    flow_noise: Float[Array, "batch action"]  # x_0 of flow matching
+    flow_times: Float[Array, "batch 1"]  # t of flow matching
+
+
+def sample_noise(args: Args, action_dim: int, key: Key[Array, ""]) -> Noise:
+    """Draw fresh latents, noise and times."""
+    next_key, latents_key, flow_noise_key, flow_times_key = jax.random.split(key, 4)
+    shape = (args.batch_size, action_dim)
+    return Noise(
+        next_latents=sample_latents(next_key, shape),
+        latents=sample_latents(latents_key, shape),
+        flow_noise=sample_latents(flow_noise_key, shape),
+        flow_times=jax.random.uniform(flow_times_key, (args.batch_size, 1)),
+    )
+
+
+def sample_action(
+    actor: MLP, observation: Float[Array, " observation"], key: Key[Array, ""]
+) -> Float[Array, " action"]:
+    """The policy that is evaluated: one latent, one pass of the actor, clipped."""
+    action_dim = actor.layers[-1].out_features
+    return jnp.clip(actor(observation, sample_latents(key, (action_dim,))), -1, 1)
+
+
+# Losses
+
+
+def q_values(
+    critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
+) -> Float[Array, "ensemble batch"]:
+    """Q_i(s, a) of every member of the ensemble."""
+    return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
+
+
+def aggregate(q: Float[Array, "ensemble batch"], q_agg: Literal["mean", "min"]) -> Float[Array, " batch"]:
+    """agg_i Q_i."""
+    return q.mean(axis=0) if q_agg == "mean" else q.min(axis=0)
+
+
+def critic_loss(
+    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
+    next_actions = jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+    next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
+    # The target is a constant: the actor must not learn to make it easy to predict.
+    target_q = jax.lax.stop_gradient(batch.rewards + args.discount * batch.masks * next_q)
+    q = q_values(params.critic, batch.observations, batch.actions)
+    loss = ((q - target_q) ** 2).mean()
+    return loss, {
+        "critic/loss": loss,
+        "critic/q_mean": q.mean(),
+        "critic/q_min": q.min(),
+        "critic/q_max": q.max(),
+        "critic/target_q_mean": target_q.mean(),
+    }
+
+
+def flow_actions(
+    args: Args, flow: MLP, observations: Float[Array, "batch observation"], latents: Float[Array, "batch action"]
+) -> Float[Array, "batch action"]:
+    """Follow the flow dx/dt = v(s, x, t) from x = z at t = 0 to t = 1 in Euler steps, and clip."""
+
+    def euler_step(x: Float[Array, "batch action"], step: Int[Array, ""]) -> tuple[Float[Array, "batch action"], None]:
+        times = jnp.full_like(x[:, :1], step / args.flow_steps)
+        return x + jax.vmap(flow)(observations, x, times) / args.flow_steps, None
+
+    x, _ = jax.lax.scan(euler_step, latents, jnp.arange(args.flow_steps))
+    return jnp.clip(x, -1, 1)
+
+
+def actor_loss(
+    args: Args, params: Params, batch: Batch, noise: Noise
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """L_flow + alpha * L_distill + L_q (arXiv 2502.02538, section 4)."""
+
+    # Flow matching: v(s, x_t, t) predicts the velocity a - x_0 of x_t = (1 - t) x_0 + t a.
+    x_t = (1 - noise.flow_times) * noise.flow_noise + noise.flow_times * batch.actions
+    velocities = jax.vmap(params.flow)(batch.observations, x_t, noise.flow_times)
+    flow_loss = ((velocities - (batch.actions - noise.flow_noise)) ** 2).mean()
+
+    # Distillation: one step of the actor should lead where the flow leads, from the same latent.
+    # The teacher is a constant: it learns from the data alone, and does not come to meet its student.
+    teacher_actions = jax.lax.stop_gradient(flow_actions(args, params.flow, batch.observations, noise.latents))
+    actions = jax.vmap(params.actor)(batch.observations, noise.latents)
+    distill_loss = ((actions - teacher_actions) ** 2).mean()
+
+    # Improvement: L_q = -mean over the batch of the ensemble's mean Q(s, clip(f(s, z), -1, 1)).
+    frozen_critic = jax.lax.stop_gradient(params.critic)  # the critic judges actions, it does not learn to praise them
+    q = aggregate(q_values(frozen_critic, batch.observations, jnp.clip(actions, -1, 1)), "mean")
+    q_loss = -q.mean()
+    if args.normalize_q_loss:
+        scale = 1 / jnp.maximum(jnp.abs(q).mean(), 1e-6)
+        q_loss = jax.lax.stop_gradient(scale) * q_loss  # a change of units, not something to optimise
+
+    loss = flow_loss + args.alpha * distill_loss + q_loss
+    return loss, {
+        "actor/loss": loss,
+        "actor/flow_loss": flow_loss,
+        "actor/distill_loss": distill_loss,
+        "actor/q_loss": q_loss,
+        "actor/q_mean": q.mean(),
+    }
+
+
+# Training
+
+
+def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One gradient step on both losses, taken at the same parameters, and one step of the target critic."""
+
+    def total_loss(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        c_loss, c_metrics = critic_loss(args, params, state.target_critic, batch, noise)
+        a_loss, a_metrics = actor_loss(args, params, batch, noise)
+        return c_loss + a_loss, c_metrics | a_metrics
+
+    grads, metrics = jax.grad(total_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer(args).update(grads, state.opt_state)
+    # The target follows the critic from before this update.
+    target_critic = jax.tree.map(
+        lambda q, target: args.tau * q + (1 - args.tau) * target, state.params.critic, state.target_critic
+    )
+    return TrainState(optax.apply_updates(state.params, updates), target_critic, opt_state, state.step + 1), metrics
+
+
+def train_chunk(
+    args: Args, state: TrainState, dataset: Dataset, key: Key[Array, ""], num_updates: int
+) -> tuple[TrainState, dict[str, Float[Array, " num_updates"]]]:
+    """`num_updates` updates in one loop on the device. The key of update i is fold_in(key, i), however runs are cut."""
+
+    def one_update(state: TrainState, _: None) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = sample_batch(dataset, args.batch_size, batch_key)
+        noise = sample_noise(args, dataset.actions.shape[1], noise_key)
+        return update(args, state, batch, noise)
+
+    return jax.lax.scan(one_update, state, length=num_updates)
+
+
+def main(args: Args) -> None:
+    """Load, initialise, then for each chunk: train, log, save, evaluate."""
+    run = None
+    if args.resume is not None:
+        if args != Args(resume=args.resume):
+            raise UserError("--resume takes all other settings from the run; give no other argument")
+        run = RunDirectory.open(args.resume, ALGORITHM)
+        args = run.read_args(Args)
+    spec = resolve(args.env_id)
+    args, origins = resolve_settings(args, spec)
+    if args.print_config:
+        config = {"environment": spec.name, "args": dataclasses.asdict(args), "origins": origins}
+        print(json.dumps(config, indent=2, default=str))
+        return
+
+    # What can be refused is refused before any data is touched.
+    if run is None:
+        run_directory.check_vacant(args.run_dir)
+    else:
+        origins = run.config["origins"]
+    if args.track:
+        run_directory.import_wandb()
+    dataset, provenance = datasets.load(
+        spec,
+        dataset_path=args.dataset_path if run is None else run.dataset_path,
+        dataset_dir=args.dataset_dir,
+        source=args.data_source,
+        collect_episodes=args.collect_episodes,
+        collect_workers=args.collect_workers,
+    )
+    if run is None:
+        run = RunDirectory.create(args.run_dir, ALGORITHM, spec, args, origins, provenance)
+    run.check_data(provenance)
+    session.announce(
+        environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
+        data=f"{datasets.describe(provenance)}, {dataset.describe_size()}",
+        settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
+        networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}, seed {args.seed}",
+        device=describe_device(),
+        run=str(run.path),
+    )
+    if spec.family not in PUBLISHED:
+        print(f"note: nothing is published for {spec.family}; tune --{KNOB.replace('_', '-')}", flush=True)
+    if args.track:
+        run.track(args.wandb_project)
+
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(args.seed), 3)
+    state = jax.jit(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))(init_key)
+    dataset = jax.device_put(dataset)
+    # Metrics of the updates since the last row of train.csv. A checkpoint between two rows has to hold them.
+    metric_names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state, dataset, train_key)[1]
+    unlogged = {name: np.zeros(args.log_interval, np.float32) for name in metric_names}
+    if run.has_checkpoint():
+        state, unlogged = run.restore((state, unlogged))
+    step = int(state.step)
+    run.rewind(step)
+
+    @functools.cache
+    def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+        progress.compiling(num_updates)
+        chunk = functools.partial(train_chunk, args, num_updates=num_updates)
+        return jax.jit(chunk, donate_argnums=0).lower(state, dataset, train_key).compile()
+
+    @jax.jit
+    def act(actor: MLP, observations: Array, episodes: Array, time_steps: Array) -> Array:
+        keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(eval_key, i), t))(episodes, time_steps)
+        return jax.vmap(sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
+
+    on_cpu = jax.default_backend() == "cpu"
+    with (
+        contextlib.closing(run),
+        contextlib.closing(Evaluator(spec, args.eval_episodes, seed=args.seed, num_envs=args.eval_envs)) as evaluator,
+        session.StopSignals() as stop,
+        session.Progress(args.offline_steps, initial=step, seconds=run.seconds, on_cpu=on_cpu) as progress,
+    ):
+        while True:
+            is_last = step == args.offline_steps
+            if (is_last or (step > 0 and step % args.eval_interval == 0)) and step not in run.evaluations:
+                if run.saved_step != step:
+                    run.save(step, (state, unlogged))
+                result = evaluator(functools.partial(act, state.params.actor), stop.requested)
+                if result is not None:
+                    run.log("eval", {"step": step, **result})
+                    progress.report(result, keep=True)
+            if is_last or stop.requested():
+                break
+
+            # A chunk ends where something is due; on a CPU, where that takes long, sooner.
+            ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
+            end = min(*ends, args.offline_steps, step + CPU_CHUNK if on_cpu else args.offline_steps)
+            chunk = compile_chunk(end - step)
+            with progress.timed(end):
+                state, metrics = jax.block_until_ready(chunk(state, dataset, train_key))
+            metrics = jax.device_get(metrics)
+            finite = np.logical_and.reduce([np.isfinite(values) for values in metrics.values()])
+            if not finite.all():
+                diverged = step + 1 + int(finite.argmin())
+                names = ", ".join(name for name, values in metrics.items() if not np.isfinite(values).all())
+                raise UserError(f"not finite at update {diverged}: {names}; the run is stopped, {run.last_good()}")
+            for name, values in metrics.items():
+                unlogged[name][np.arange(step, end) % args.log_interval] = values
+            step = end
+
+            if step % args.log_interval == 0 or step == args.offline_steps:
+                filled = step % args.log_interval or args.log_interval
+                row = {name: float(values[:filled].mean(dtype=np.float64)) for name, values in unlogged.items()}
+                run.log("train", {"step": step, **row})
+                run.log("time", {"step": step, **progress.times()})
+                progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/q_mean")})
+            if run.minutes_since_save() >= args.save_minutes:
+                run.save(step, (state, unlogged))
+        if run.saved_step != step:
+            run.save(step, (state, unlogged))
+    run.print_outcome(step, args.offline_steps)
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))

@@ -1,0 +1,207 @@
+"""What drol.py and fql.py share, and that they share it to the letter."""
+
+import ast
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from toys import ACTION_DIM, OBSERVATION_DIM, PROBE, chunk, init, make_args, random_dataset, train
+
+import drol
+import fql
+from common.datasets import Dataset
+from common.env_ids import resolve
+
+ALGORITHMS = [drol, fql]
+# What the papers differ in. Everything else is equal to the letter.
+DIFFERENT = {
+    *("ALGORITHM", "Args", "Published", "PUBLISHED", "DEFAULTS", "KNOB", "published_settings", "valid_settings"),
+    *("Params", "init_params", "sample_latents", "Noise", "sample_noise", "flow_actions", "actor_loss"),
+}
+
+
+def definitions(algorithm) -> dict[str, str]:
+    """The source of every statement of a module but its docstring, comments above it included, by name."""
+    source = inspect.getsource(algorithm)
+    lines, pieces, start = source.splitlines(), {}, None
+    for node in ast.parse(source).body:
+        if start is not None:
+            name = getattr(node, "name", None) or ast.unparse(node).split(" = ")[0]
+            pieces[name] = "\n".join(lines[start : node.end_lineno])
+        start = node.end_lineno
+    return pieces
+
+
+def test_everything_else_is_equal_to_the_letter():
+    ours, theirs = definitions(drol), definitions(fql)
+    assert [name for name in theirs if name != "flow_actions"] == list(ours)  # in the same order
+    assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == DIFFERENT
+
+
+def test_arguments_differ_in_the_last_group_alone():
+    ours, theirs = (inspect.getsource(algorithm.Args) for algorithm in ALGORITHMS)
+    shared, _ = ours.split("    # DROL\n")
+    assert shared.replace("Train DROL", "Train FQL") == theirs.split("    # FQL\n")[0]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_chunks_do_not_change_the_result(algorithm):
+    args = make_args(algorithm)
+    dataset = jax.device_put(random_dataset())
+    results = []
+    for cuts in ([8], [3, 3, 2]):
+        state = init(algorithm, args, 0)
+        losses = []
+        for length in cuts:
+            state, metrics = chunk(algorithm, args, state, dataset, 1, length)
+            losses.append(metrics["critic/loss"])
+        results.append((*jax.tree.leaves(state), jnp.concatenate(losses)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
+    args = make_args(algorithm)
+    dataset = jax.device_put(random_dataset())
+    keys = jax.random.split(jax.random.key(5), 3)
+    init_one = functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)
+    train_one = functools.partial(algorithm.train_chunk, args, num_updates=20)
+    together, _ = jax.jit(jax.vmap(train_one, in_axes=(0, None, 0)))(jax.jit(jax.vmap(init_one))(keys), dataset, keys)
+    alone, _ = jax.jit(train_one)(jax.jit(init_one)(keys[1]), dataset, keys[1])
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_never_cross_a_trajectory_boundary():
+    rows, episode = 40, 10
+    dataset = dataclasses.replace(
+        random_dataset(rows, episode), observations=np.repeat(np.arange(rows, dtype=np.float32)[:, None], 3, axis=1)
+    )
+    batch = drol.sample_batch(jax.device_put(dataset), 2000, jax.random.key(0))
+    first, second = np.asarray(batch.observations)[:, 0], np.asarray(batch.next_observations)[:, 0]
+    np.testing.assert_array_equal(second, first + 1)
+    np.testing.assert_array_equal(first // episode, second // episode)
+    assert set(first.astype(int)) == set(dataset.transitions.tolist())  # each one can be drawn
+    np.testing.assert_array_equal(batch.actions, dataset.actions[first.astype(int)])
+
+
+# Data sets whose answer is known.
+
+
+def one_hot_dataset(steps: list[tuple[int, float, float]], successors: list[int]) -> Dataset:
+    """Two-row trajectories between states that are one-hot vectors: (state, reward, mask) and the successor."""
+    size = max(max(successors), *(state for state, _, _ in steps)) + 1
+    rows = [row for (state, _, _), successor in zip(steps, successors, strict=True) for row in (state, successor)]
+    n = len(steps)
+    return Dataset(
+        observations=np.eye(size, dtype=np.float32)[rows],
+        actions=np.random.default_rng(0).uniform(-1, 1, size=(2 * n, 1)).astype(np.float32),
+        rewards=np.repeat(np.asarray([r for _, r, _ in steps], np.float32), 2),
+        masks=np.repeat(np.asarray([m for _, _, m in steps], np.float32), 2),
+        transitions=np.arange(0, 2 * n, 2, dtype=np.int32),
+    )
+
+
+def learned_q(args, dataset, num_updates=1500):
+    state = train(drol, args, dataset, num_updates)
+    observations = jnp.eye(dataset.observation_dim)
+    actions = jnp.zeros((dataset.observation_dim, 1))
+    return np.asarray(drol.q_values(state.params.critic, observations, actions).mean(0))
+
+
+def test_q_of_a_chain_is_the_discounted_reward():
+    # 0 -> 1 -> 2 (complete), rewards 0 and 1: Q(1) = 1, Q(0) = discount.
+    data = one_hot_dataset([(0, 0.0, 1.0), (1, 1.0, 0.0)] * 20, [1, 2] * 20)
+    q = learned_q(make_args(drol, **PROBE, discount=0.5), data)
+    np.testing.assert_allclose(q[:2], [0.5, 1.0], atol=0.05)
+
+
+def test_the_end_of_a_trajectory_is_bootstrapped_and_completion_is_not():
+    # Both trajectories end after one step. State 0 goes on (mask 1) for ever at -1 a step: Q = -1 / (1 - 0.5) = -2.
+    # State 1 is complete (mask 0): Q = -1.
+    data = one_hot_dataset([(0, -1.0, 1.0), (1, -1.0, 0.0)] * 20, [0, 0] * 20)
+    q = learned_q(make_args(drol, **PROBE, discount=0.5), data)
+    np.testing.assert_allclose(q[:2], [-2.0, -1.0], atol=0.1)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_actions_are_clipped_and_differ_by_latent(algorithm):
+    args = make_args(algorithm)
+    actor = jax.tree.map(lambda x: 5 * x, init(algorithm, args, 0, observation_dim=1).params.actor)
+    keys = jax.random.split(jax.random.key(1), 200)
+    actions = np.asarray(jax.vmap(algorithm.sample_action, in_axes=(None, None, 0))(actor, jnp.ones(1), keys))
+    assert np.abs(actions).max() == 1
+    assert np.std(actions, axis=0).min() > 0.1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_initialisation(algorithm):
+    args = make_args(algorithm, hidden_sizes=(64, 32))
+    state = init(algorithm, args, 0, 10, 4)
+    for mlp, members in ((state.params.actor, ()), (state.params.critic, (2,))):
+        for layer, (fan_in, fan_out) in zip(mlp.layers, [(14, 64), (64, 32), (32, 1 if members else 4)], strict=True):
+            assert layer.weight.shape == (*members, fan_out, fan_in)
+            bound = np.sqrt(6 / (fan_in + fan_out))
+            assert 0.9 * bound < np.abs(layer.weight).max() <= bound
+            assert np.abs(layer.bias).max() == 0
+    assert [norm.eps for norm in state.params.critic.norms] == [1e-6, 1e-6]
+    assert state.params.actor.norms == []
+    assert not np.allclose(*state.params.critic.layers[0].weight)  # the members differ
+    for a, b in zip(jax.tree.leaves(state.params.critic), jax.tree.leaves(state.target_critic), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Published settings
+
+
+def families() -> list[dict[str, str]]:
+    with (REPOSITORY / "results" / "paper" / "hyperparameters.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "columns"),
+    [
+        (
+            drol,
+            {"bc_coef": "drol_bc_coef", "discount": "drol_discount", "q_agg": "drol_q_agg", "num_candidates": "drol_k"},
+        ),
+        (fql, {"alpha": "fql_alpha", "discount": "fql_discount", "q_agg": "fql_q_agg"}),
+    ],
+    ids=["drol", "fql"],
+)
+def test_published_settings_are_those_of_the_paper(algorithm, columns, capsys):
+    """Every family of the published tables, as --print-config shows it."""
+    assert {row["family"] for row in families()} == set(algorithm.PUBLISHED)
+    for row in families():
+        env_id = row["family"] if row["suite"] == "d4rl" else f"{row['family']}-singletask-v0"
+        assert resolve(env_id).family == row["family"]
+        algorithm.main(algorithm.Args(env_id=env_id, print_config=True))
+        config = json.loads(capsys.readouterr().out)
+        for name, column in {**columns, "offline_steps": "offline_steps"}.items():
+            assert str(config["args"][name]).removesuffix(".0") == row[column].removesuffix(".0"), (env_id, name)
+            assert config["origins"][name] == "published"
+        if algorithm is drol:
+            algorithm.main(algorithm.Args(env_id=env_id, print_config=True, drol_star=True))
+            assert json.loads(capsys.readouterr().out)["args"]["num_candidates"] == int(row["drol_k_tuned"])
+
+
+@pytest.mark.parametrize(("algorithm", "knob"), [(drol, "bc_coef"), (fql, "alpha")], ids=["drol", "fql"])
+def test_given_settings_win_and_unpublished_ones_take_the_default(algorithm, knob):
+    assert knob == algorithm.KNOB
+    given = algorithm.Args(**{knob: 7.0}, q_agg="min")
+    args, origins = algorithm.resolve_settings(given, resolve("cube-double"))
+    assert (getattr(args, knob), args.q_agg, args.discount) == (7.0, "min", 0.99)
+    assert (origins[knob], origins["q_agg"], origins["discount"]) == ("given", "given", "published")
+    args, origins = algorithm.resolve_settings(algorithm.Args(), resolve("cube-single-noisy"))
+    assert (getattr(args, knob), args.q_agg, args.offline_steps) == (algorithm.DEFAULTS[knob], "mean", 1_000_000)
+    assert origins[knob] == "default"

@@ -1,0 +1,89 @@
+"""What is DROL's own: routing, and the latent prior."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from toys import (
+    ACTION_DIM,
+    PROBE,
+    assert_close,
+    bandit,
+    double_precision,
+    make_args,
+    make_inputs,
+    policy_actions,
+    train,
+)
+
+import drol
+from common.env_ids import resolve
+from common.errors import UserError
+
+
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_winner_alone_gives_the_gradient_of_all_candidates(k):
+    args = make_args(drol, num_candidates=k, batch_size=32)
+    with double_precision():
+        state, batch, noise = make_inputs(drol, args, seed=3, dtype=np.float64)
+
+        def loss_with_all_candidates(params):
+            act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))
+            candidates = jnp.clip(act(batch.observations, noise.latents), -1, 1)  # [batch, K, action]
+            distances = ((candidates - batch.actions[:, None]) ** 2).sum(-1)
+            chosen = jax.nn.one_hot(distances.argmin(1), k)
+            bc = (chosen * distances).sum(1).mean() / ACTION_DIM
+            critic = jax.lax.stop_gradient(params.critic)
+            judge = jax.vmap(functools.partial(drol.q_values, critic), in_axes=(None, 1), out_axes=2)
+            q = (judge(batch.observations, candidates).min(0) * chosen).sum(1)
+            return args.bc_coef * bc - q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
+
+        expected = jax.jit(jax.grad(loss_with_all_candidates))(state.params)
+        actual = jax.jit(jax.grad(lambda params: drol.actor_loss(args, params, batch, noise)[0]))(state.params)
+        assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-9)
+
+
+def test_candidates_keep_both_modes_and_improvement_picks_the_better():
+    actions = np.tile([-0.7, 0.7], 50)
+    data = bandit(actions, rewards=actions)
+    averaged = policy_actions(drol, train(drol, make_args(drol, **PROBE, num_candidates=1, q_coef=0.0), data, 600))
+    assert np.abs(averaged).mean() < 0.3  # one candidate regresses to the mean of the modes, which is 0
+    cloned = policy_actions(drol, train(drol, make_args(drol, **PROBE, num_candidates=16, q_coef=0.0), data, 600))
+    near_a_mode = np.abs(np.abs(cloned) - 0.7) < 0.25
+    assert near_a_mode.mean() > 0.5
+    assert 0.2 < (cloned[near_a_mode] > 0).mean() < 0.8  # both of them
+    improved = policy_actions(drol, train(drol, make_args(drol, **PROBE, bc_coef=0.1), data, 600))
+    assert improved.mean() > cloned.mean() + 0.3
+
+
+@given(d=st.sampled_from([1, 2, 5, 21, 30]), seed=st.integers(0, 2**31 - 1))
+def test_latents_lie_in_the_ball(d, seed):
+    z = np.asarray(drol.sample_latents(jax.random.key(seed), (50, d)), np.float64)
+    assert z.shape == (50, d)
+    assert np.linalg.norm(z, axis=-1).max() <= np.sqrt(d) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 21])
+def test_latents_are_uniform_in_the_ball(d):
+    z = np.asarray(drol.sample_latents(jax.random.key(d), (4000, d)), np.float64)
+    radius = np.linalg.norm(z, axis=-1) / np.sqrt(d)
+    assert scipy.stats.kstest(radius**d, "uniform").pvalue > 0.01  # volume within a radius grows as r^d
+    first = z[:, 0] / np.linalg.norm(z, axis=-1)  # of a uniform direction: (x + 1) / 2 is Beta((d-1)/2, (d-1)/2)
+    if d > 1:
+        assert scipy.stats.kstest((first + 1) / 2, scipy.stats.beta((d - 1) / 2, (d - 1) / 2).cdf).pvalue > 0.01
+    else:
+        assert 0.45 < (first > 0).mean() < 0.55
+
+
+def test_drol_star_takes_the_tuned_number_of_candidates():
+    args, origins = drol.resolve_settings(drol.Args(drol_star=True), resolve("antmaze-giant"))
+    assert (args.num_candidates, origins["num_candidates"]) == (1, "published")
+    with pytest.raises(UserError, match="no tuned K for cube-single-noisy"):
+        drol.resolve_settings(drol.Args(drol_star=True), resolve("cube-single-noisy"))
+    with pytest.raises(UserError, match="give one of them"):
+        drol.resolve_settings(drol.Args(drol_star=True, num_candidates=3), resolve("cube-double"))

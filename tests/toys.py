@@ -1,0 +1,135 @@
+"""Small problems for the tests of the algorithms; `algorithm` is one of the modules drol and fql."""
+
+import contextlib
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.datasets import Dataset
+from common.env_ids import resolve
+
+OBSERVATION_DIM, ACTION_DIM = 3, 2
+PROBE = {"hidden_sizes": (32, 32), "batch_size": 64, "learning_rate": 3e-3, "tau": 0.05}
+
+
+@contextlib.contextmanager
+def double_precision():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def make_args(algorithm: types.ModuleType, **settings):
+    small = {"env_id": "cube-single", "hidden_sizes": (8, 8), "batch_size": 6, "offline_steps": 10}
+    return algorithm.resolve_settings(algorithm.Args(**{**small, **settings}), resolve("cube-single"))[0]
+
+
+def init(algorithm, args, seed: int, observation_dim: int = OBSERVATION_DIM, action_dim: int = ACTION_DIM):
+    return jax.jit(functools.partial(algorithm.init_state, args, observation_dim, action_dim))(jax.random.key(seed))
+
+
+def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
+    """State with biases and LayerNorm that are not trivial, a target that differs, a batch with both kinds of masks."""
+    rng = np.random.default_rng(seed)
+    state = init(algorithm, args, seed)
+    state = jax.tree.map(
+        lambda x: (
+            jnp.asarray(x + 0.3 * rng.normal(size=x.shape), dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        ),
+        dataclasses.replace(state, opt_state=()),
+    )
+    state = dataclasses.replace(state, opt_state=algorithm.optimizer(args).init(state.params))
+    b = args.batch_size
+    batch = algorithm.Batch(
+        observations=jnp.asarray(rng.normal(size=(b, OBSERVATION_DIM)), dtype),
+        actions=jnp.asarray(rng.uniform(-1, 1, size=(b, ACTION_DIM)), dtype),
+        rewards=jnp.asarray(-rng.integers(0, 3, size=b), dtype),
+        masks=jnp.asarray(np.arange(b) % 3 > 0, dtype),
+        next_observations=jnp.asarray(rng.normal(size=(b, OBSERVATION_DIM)), dtype),
+    )
+    noise = jax.tree.map(lambda x: x.astype(dtype), algorithm.sample_noise(args, ACTION_DIM, jax.random.key(seed + 1)))
+    return state, batch, noise
+
+
+def random_dataset(rows: int = 40, episode: int = 10) -> Dataset:
+    rng = np.random.default_rng(0)
+    transitions = np.flatnonzero(np.arange(rows) % episode < episode - 1).astype(np.int32)
+    return Dataset(
+        observations=rng.normal(size=(rows, OBSERVATION_DIM)).astype(np.float32),
+        actions=rng.uniform(-1, 1, size=(rows, ACTION_DIM)).astype(np.float32),
+        rewards=-np.ones(rows, np.float32),
+        masks=np.ones(rows, np.float32),
+        transitions=transitions,
+    )
+
+
+def bandit(actions: np.ndarray, rewards: np.ndarray) -> Dataset:
+    """One state, one step, always complete."""
+    n = len(actions)
+    return Dataset(
+        observations=np.ones((2 * n, 1), np.float32),
+        actions=np.repeat(actions, 2).astype(np.float32)[:, None],
+        rewards=np.repeat(rewards, 2).astype(np.float32),
+        masks=np.zeros(2 * n, np.float32),
+        transitions=np.arange(0, 2 * n, 2, dtype=np.int32),
+    )
+
+
+def chunk(algorithm, args, state, dataset, seed, num_updates):
+    return jax.jit(functools.partial(algorithm.train_chunk, args, num_updates=num_updates))(
+        state, dataset, jax.random.key(seed)
+    )
+
+
+def train(algorithm, args, dataset, num_updates, seed=0):
+    state = init(algorithm, args, seed, dataset.observation_dim, dataset.action_dim)
+    return chunk(algorithm, args, state, jax.device_put(dataset), seed, num_updates)[0]
+
+
+def policy_actions(algorithm, state, n=400):
+    sample = jax.vmap(algorithm.sample_action, in_axes=(None, None, 0))
+    return np.asarray(sample(state.params.actor, jnp.ones(1), jax.random.split(jax.random.key(9), n)))[:, 0]
+
+
+def largest(tree) -> float:
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+# NumPy's view of networks and parameters
+
+
+def to_numpy(mlp, member: int | None = None) -> dict:
+    take = (lambda x: np.asarray(x, np.float64)) if member is None else (lambda x: np.asarray(x[member], np.float64))
+    net = {
+        "kernels": [take(layer.weight).T for layer in mlp.layers],
+        "biases": [take(layer.bias) for layer in mlp.layers],
+    }
+    if mlp.norms:
+        net |= {"scales": [take(n.weight) for n in mlp.norms], "shifts": [take(n.bias) for n in mlp.norms]}
+    return net
+
+
+def params_to_numpy(params) -> tuple[list[dict], dict[str, dict]]:
+    """The critics, and the other networks by name."""
+    names = [field.name for field in dataclasses.fields(params) if field.name != "critic"]
+    return [to_numpy(params.critic, i) for i in range(2)], {name: to_numpy(getattr(params, name)) for name in names}
+
+
+def arrays_to_numpy(module) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value, np.float64) for name, value in vars(module).items()}
+
+
+def flatten(nets: list[dict]) -> list[np.ndarray]:
+    return [array for net in nets for key in sorted(net) for array in net[key]]
+
+
+def assert_close(actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    """Relative to the largest entry of each array."""
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-30))
