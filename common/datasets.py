@@ -115,14 +115,18 @@ def provenance(path: pathlib.Path) -> Provenance:
     return {"source": "official" if digest == known else "file"} | here
 
 
-def describe(origin: Provenance) -> str:
-    """One line for people: 'collected: 300 of 1000 official episodes, seed 0 (/data/...npz)'."""
-    source = origin["source"]
-    if source == "collected":
-        source = (
+def describe_source(origin: Provenance) -> str:
+    """For people: 'collected: 300 (official: 1000) episodes, seed 0'."""
+    if origin["source"] == "collected":
+        return (
             f"collected: {origin['episodes']} (official: {origin['official_episodes']}) episodes, seed {origin['seed']}"
         )
-    return f"{source} ({origin['path']})"
+    return origin["source"]
+
+
+def describe(origin: Provenance) -> str:
+    """For people: 'collected: 300 (official: 1000) episodes, seed 0 (/data/...npz)'."""
+    return f"{describe_source(origin)} ({origin['path']})"
 
 
 def _locate(

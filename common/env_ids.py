@@ -22,6 +22,7 @@ OGBENCH_DATASET_TYPES: dict[str, tuple[str, ...]] = {  # environment -> data set
     **{f"puzzle-{size}": MANIPULATION for size in ("3x3", "4x4", "4x5", "4x6")},
 }
 NUM_TASKS = 5  # of every OGBench environment
+DEFAULT_TASKS = {"cube": 2, "scene": 2, "puzzle-3x3": 4, "puzzle-4x4": 4, "puzzle": 2, "antsoccer": 4}  # elsewhere 1
 
 D4RL_MINARI_IDS: dict[str, str] = {
     **{
@@ -67,6 +68,12 @@ class EnvSpec:
         """Gymnasium id of the single-task environment (OGBench only)."""
         task = "" if self.task is None else f"-task{self.task}"
         return f"{self.env_name}-singletask{task}-v0"
+
+    @property
+    def task_number(self) -> int:
+        """The number of its task, also where the name leaves it to OGBench (OGBench only)."""
+        defaults = (number for prefix, number in DEFAULT_TASKS.items() if self.env_name.startswith(prefix))
+        return self.task or next(defaults, 1)
 
     @property
     def short_name(self) -> str:

@@ -22,6 +22,7 @@ from common.machine import describe_device
 
 TABLES = ("train", "eval", "time")
 HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
+SCORES = {"evaluation/success": "success (%)"}  # metrics that are scores, and what people call them
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium")
 
 Row = dict[str, float | int]
@@ -91,18 +92,9 @@ class RunDirectory:
         Raises:
             UserError: it is not a run directory, or a run of another algorithm.
         """
-        try:
-            config = json.loads((path / "config.json").read_text())
-            made_by = config["algorithm"]
-            config["environment"]["suite"], config["dataset"]["path"], config["dataset"]["sha256"], config["origins"]
-            if not isinstance(config["args"], dict):
-                raise TypeError("args is not an object")
-        except OSError as error:
-            raise UserError(f"--resume {path}: not a run directory ({describe_os_error(error)})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--resume {path}: config.json is damaged ({error!r})") from error
-        if made_by != algorithm:
-            raise UserError(f"--resume {path}: a run of {made_by}.py, not of {algorithm}.py")
+        config = read_config(path)
+        if config["algorithm"] != algorithm:
+            raise UserError(f"{path}: a run of {config['algorithm']}.py, not of {algorithm}.py")
         return RunDirectory(path, config)._locked()
 
     def _locked(self) -> "RunDirectory":
@@ -208,15 +200,6 @@ class RunDirectory:
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
-    def headline(self) -> float:
-        """The score as the papers take it: mean success in percent of the last evaluations. Never the best."""
-        steps = self.headline_steps()
-        return sum(self.evaluations[step]["evaluation/success"] for step in steps) / len(steps)
-
-    def headline_steps(self) -> list[int]:
-        """The evaluations that make the headline score."""
-        return sorted(self.evaluations)[-HEADLINE_EVALUATIONS[self.config["environment"]["suite"]] :]
-
     def track(self, project: str) -> None:
         """Send every row to Weights & Biases too.
 
@@ -234,8 +217,11 @@ class RunDirectory:
     def print_outcome(self, step: int, total: int) -> None:
         """The last line of a run: its score, or how to go on."""
         if step == total and step in self.evaluations:
-            steps = ", ".join(f"{step:,}" for step in self.headline_steps())
-            print(f"done: success {self.headline():.1f} % (mean of the evaluations after {steps} updates); {self.path}")
+            rows = headline_evaluations(self.config["environment"]["suite"], list(self.evaluations.values()))
+            steps = ", ".join(f"{row['step']:,}" for row in rows)
+            metric = score_metric(rows)
+            score = sum(row[metric] for row in rows) / len(rows)
+            print(f"done: {SCORES[metric]} {score:.1f}, mean of the evaluations after {steps} updates; {self.path}")
         else:
             script = pathlib.Path(sys.argv[0]).name
             print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {self.path}")
@@ -244,6 +230,36 @@ class RunDirectory:
         """Finish what `track` began."""
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def headline_evaluations(suite: str, evaluations: list[Row]) -> list[Row]:
+    """The evaluations whose mean is the headline score, as the papers take it: the last ones. Never the best."""
+    return sorted(evaluations, key=lambda row: row["step"])[-HEADLINE_EVALUATIONS[suite] :]
+
+
+def score_metric(evaluations: list[Row]) -> str:
+    """The metric that is the score of these evaluations."""
+    return next(metric for metric in SCORES if metric in evaluations[0])
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config.json of a run.
+
+    Raises:
+        UserError: this is not a run directory, or its config.json is damaged.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text())
+        config["algorithm"], config["origins"], config["dataset"]["path"], config["dataset"]["sha256"]
+        config["dataset"]["source"]
+        EnvSpec(**config["environment"])
+        if not isinstance(config["args"], dict):
+            raise TypeError("args is not an object")
+    except OSError as error:
+        raise UserError(f"{path}: not a run directory ({describe_os_error(error)})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: config.json is damaged ({error!r})") from error
+    return config
 
 
 def check_vacant(path: pathlib.Path | None) -> None:

@@ -1,0 +1,281 @@
+"""Plot comparisons of runs: learning curves, scores, and statistics over tasks.
+
+    python results/plot.py RUN_DIR... [--out FILE]
+
+Writes FILE.pdf and FILE.png. Runs of one method on one task that differ in nothing but the seed are averaged; where
+settings differ, the legend says so. What is left out is named, on stderr and below the figure.
+"""
+
+import dataclasses
+import math
+import pathlib
+import textwrap
+from typing import Literal
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import runs
+import scipy.stats
+import tyro
+from matplotlib.axes import Axes
+from published import published_scores
+from runs import Comparison, Run
+
+from common.errors import exit_in_one_line
+from common.run_directory import SCORES
+
+# Okabe and Ito's colours, which the colour-blind can tell apart. A method has the same one in every figure.
+COLOURS = {"DROL(16)": "#0072B2", "FQL": "#D55E00", "DROL*": "#009E73"}
+SPARE_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+MARKERS = "osD^vPX*"
+CONFIDENCE = 0.95
+PANEL = (3.1, 2.5)  # inches
+COLUMNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Learning curves, scores and statistics of runs, as FILE.pdf and FILE.png."""
+
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Run directories, or folders that hold some."""
+    out: pathlib.Path = pathlib.Path("comparison")
+    """Name of the figure, without its ending."""
+    x: Literal["updates", "minutes"] = "updates"
+    """Learning curves over updates, or over wall-clock minutes (evaluation included)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How a method is drawn."""
+
+    colour: str
+    marker: str
+
+
+def styles(methods: list[str]) -> dict[str, Style]:
+    """A colour and a marker for each method."""
+    spare = iter(SPARE_COLOURS * len(methods))
+    return {m: Style(COLOURS.get(m) or next(spare), MARKERS[i % len(MARKERS)]) for i, m in enumerate(methods)}
+
+
+def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Student's 95 % interval of the mean over seeds (rows); not a number for a single seed."""
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * scipy.stats.sem(values, axis=0)
+    return values.mean(axis=0) - half, values.mean(axis=0) + half
+
+
+def draw_curves(axes: Axes, task: str, methods: dict[str, list[Run]], style: dict[str, Style], x: str) -> None:
+    """Mean and interval over seeds as far as every seed has come; each seed on its own as a thin line."""
+    for method, members in methods.items():
+        curves = [run.curve for run in members]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        for run, curve in zip(members, curves, strict=True):
+            axes.plot(
+                [_position(run, s, x) for s in curve], list(curve.values()), c=style[method].colour, lw=0.6, alpha=0.4
+            )
+        if not steps:
+            continue
+        values = np.array([[curve[step] for step in steps] for curve in curves])
+        positions = np.mean([[_position(run, step, x) for step in steps] for run in members], axis=0)
+        low, high = confidence_interval(values)
+        axes.fill_between(
+            positions, np.clip(low, 0, 100), np.clip(high, 0, 100), color=style[method].colour, alpha=0.15, lw=0
+        )
+        axes.plot(
+            positions,
+            values.mean(axis=0),
+            c=style[method].colour,
+            marker=style[method].marker,
+            ms=4,
+            lw=1.8,
+            label=f"{method}, {len(members)} {'seeds' if len(members) > 1 else 'seed'}",
+        )
+    axes.set(title=task, ylim=(-3, 103), xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
+    axes.set_ylabel(_unit([run for members in methods.values() for run in members]))
+    axes.grid(alpha=0.3, lw=0.5)
+
+
+def _position(run: Run, step: int, x: str) -> float:
+    return step / 1000 if x == "updates" else run.minutes_at(step)
+
+
+def _unit(members: list[Run]) -> str:
+    metrics = {run.score_metric for run in members}
+    return " / ".join(sorted(SCORES[metric] for metric in metrics))
+
+
+def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> None:
+    """Bars of the headline score: mean and interval over seeds, each seed a dot, the paper's number a line."""
+    tasks, methods = list(comparison.tasks), comparison.methods
+    width = 0.8 / len(methods)
+    paper = published_scores()
+    for i, task in enumerate(tasks):
+        for j, method in enumerate(methods):
+            scores = np.array([run.score for run in comparison.finished(task, method)])
+            left = i - 0.4 + j * width
+            if scores.size == 0:
+                state = "unfinished" if method in comparison.tasks[task] else "not run"
+                axes.text(left + width / 2, 1, state, rotation=90, ha="center", va="bottom", fontsize=6, c="0.4")
+                continue
+            low, high = confidence_interval(scores[:, None])
+            error = [[scores.mean() - low[0]], [high[0] - scores.mean()]]
+            axes.bar(left + width / 2, scores.mean(), 0.9 * width, color=style[method].colour, alpha=0.75)
+            axes.errorbar(left + width / 2, scores.mean(), np.nan_to_num(error), c="0.2", capsize=2, lw=1)
+            axes.plot(np.full(scores.size, left + 0.3 * width), scores, ".", c="k", ms=3, alpha=0.6)
+            published = paper.get((comparison.tasks[task][method][0].paper_group, method))
+            if published is not None:
+                line = axes.hlines(published.mean, left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
+                line.set_label("paper: mean of the family's tasks, 1M updates")
+    axes.set_xticks(
+        range(len(tasks)), tasks, rotation=20 if len(tasks) > 3 else 0, ha="right" if len(tasks) > 3 else "center"
+    )
+    axes.set(title="headline score (dots: seeds)", xlim=(-0.6, len(tasks) - 0.4), ylim=(0, 105))
+    axes.set_ylabel(
+        _unit([run for methods in comparison.tasks.values() for members in methods.values() for run in members])
+    )
+    axes.grid(axis="y", alpha=0.3, lw=0.5)
+
+
+def scores_of_common_tasks(comparison: Comparison) -> dict[str, list[np.ndarray]]:
+    """Method -> scores of its seeds on each of the tasks that every method has finished."""
+    tasks = [t for t in comparison.tasks if all(comparison.finished(t, method) for method in comparison.methods)]
+    return {m: [np.array([run.score for run in comparison.finished(t, m)]) for t in tasks] for m in comparison.methods}
+
+
+def bootstrap(scores: list[np.ndarray], statistic) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified bootstrap: the seeds of each task are drawn anew, the tasks are kept. nan for single seeds."""
+    if min(len(task) for task in scores) < 2:
+        unknown = np.full_like(statistic(*scores, axis=-1), np.nan)
+        return unknown, unknown
+    interval = scipy.stats.bootstrap(
+        scores,
+        statistic,
+        n_resamples=2000,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return interval.low, interval.high
+
+
+def interquartile_mean(*scores: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of the middle half of all runs of all tasks (Agarwal et al., 2021)."""
+    return scipy.stats.trim_mean(np.concatenate(scores, axis=axis), 0.25, axis=axis)
+
+
+def performance_profile(thresholds: np.ndarray):
+    """Statistic: share of runs that score above each threshold, in percent, averaged over tasks."""
+
+    def profile(*scores: np.ndarray, axis: int) -> np.ndarray:
+        return np.stack([100 * np.mean([(s > t).mean(axis=axis) for s in scores], axis=0) for t in thresholds])
+
+    return profile
+
+
+def draw_interquartile_means(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[str, Style]) -> None:
+    """One line a method."""
+    for i, (method, tasks) in enumerate(reversed(scores.items())):
+        centre = interquartile_mean(*tasks, axis=-1)
+        low, high = bootstrap(tasks, interquartile_mean)
+        axes.barh(i, high - low, 0.5, left=low, color=style[method].colour, alpha=0.5)
+        axes.plot([centre, centre], [i - 0.25, i + 0.25], c=style[method].colour, lw=3)
+        axes.text(centre, i + 0.32, f"{centre:.1f}", ha="center", va="bottom", fontsize=8)
+    axes.set_yticks(range(len(scores)), list(reversed(scores)))
+    axes.use_sticky_edges = False  # room on the left, too
+    axes.set(title=f"interquartile mean, {len(tasks)} tasks", xlabel="score", ylim=(-0.6, len(scores) - 0.1))
+    axes.grid(axis="x", alpha=0.3, lw=0.5)
+
+
+def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[str, Style]) -> None:
+    """One curve a method."""
+    thresholds = np.linspace(0, 100, 101)
+    profile = performance_profile(thresholds)
+    for method, tasks in scores.items():
+        low, high = bootstrap(tasks, profile)
+        axes.fill_between(thresholds, low, high, color=style[method].colour, alpha=0.15, lw=0)
+        axes.plot(thresholds, profile(*tasks, axis=-1), c=style[method].colour, lw=1.8)
+    axes.set(title="performance profile", xlabel="score x", ylabel="runs that score above x (%)", ylim=(-3, 103))
+    axes.grid(alpha=0.3, lw=0.5)
+
+
+def draw(comparison: Comparison, x: str) -> plt.Figure:
+    """The whole figure: curves, scores, statistics over tasks where there are several."""
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    style = styles(comparison.methods)
+    scores = scores_of_common_tasks(comparison)
+    tasks = list(comparison.tasks)
+    panels = [*tasks, "scores"]
+    columns = min(max(len(tasks), 2), COLUMNS)
+    if len(next(iter(scores.values()))) >= 2:
+        panels += ["means", "profiles"]
+        columns = max(columns, 3)
+    if len(tasks) > 1:  # curves have rows of their own
+        panels[len(tasks) : len(tasks)] = [None] * (-len(tasks) % columns)
+    panels += [None] * (-len(panels) % columns)
+    mosaic = [[name or "." for name in panels[i : i + columns]] for i in range(0, len(panels), columns)]
+    if len(mosaic[-1]) > mosaic[-1].index("scores") + 1 and len(tasks) > 1:  # the bars take the room that is left
+        mosaic[-1] = ["scores"] * (1 + mosaic[-1].count(".")) + [n for n in mosaic[-1] if n not in ("scores", ".")]
+
+    width = PANEL[0] * columns
+    caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in _caption(comparison))
+    foot = 0.125 * (caption.count("\n") + 1) + 0.1
+    handles = len(comparison.methods) + 1
+    legend_columns = handles if max(map(len, comparison.methods)) < 40 else 1
+    height = PANEL[1] * len(mosaic) + foot + 0.22 * math.ceil(handles / legend_columns)
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    graphs, text = figure.subfigures(2, 1, height_ratios=[height - foot, foot])
+    axes = graphs.subplot_mosaic(mosaic)
+    for task, methods in comparison.tasks.items():
+        draw_curves(axes[task], task, methods, style, x)
+    draw_scores(axes["scores"], comparison, style)
+    if "means" in axes:
+        draw_interquartile_means(axes["means"], scores, style)
+        draw_profiles(axes["profiles"], scores, style)
+
+    legend = {}
+    for panel in axes.values():
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            legend.setdefault(label, handle)
+    graphs.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=8
+    )
+    text.text(0.01, 1, caption, ha="left", va="top", fontsize=7, c="0.25")
+    return figure
+
+
+def _caption(comparison: Comparison) -> list[str]:
+    members = [run for methods in comparison.tasks.values() for group in methods.values() for run in group]
+    data = "; ".join(sorted({run.settings["data"] for run in members}))
+    lines = [
+        "Thick lines and bars: mean over seeds. Bands and whiskers: 95 % interval (Student's t over seeds; stratified "
+        "bootstrap over seeds for interquartile means and profiles). Headline score: mean of the last three "
+        "evaluations (D4RL: the last).",
+        f"Data: {data}.",
+    ]
+    return lines + comparison.notes
+
+
+def main(args: Args) -> None:
+    """Read, draw, write."""
+    comparison = runs.read(list(args.runs))
+    runs.report(comparison.notes)
+    figure = draw(comparison, args.x)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for ending in (".pdf", ".png"):
+        path = args.out.with_name(args.out.name + ending)
+        # No date inside: the same runs give the same file.
+        figure.savefig(path, dpi=160, metadata={"CreationDate": None} if ending == ".pdf" else None)
+        print(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))

@@ -1,0 +1,42 @@
+"""The published scores: Table 1 of arXiv 2604.22229 (see paper/README.md)."""
+
+import csv
+import dataclasses
+import pathlib
+
+from common.env_ids import D4RL_MINARI_IDS, EnvSpec
+
+TABLE = pathlib.Path(__file__).parent / "paper" / "results.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Success rate or normalised score in percent, over tasks and seeds; deviation nan where none is published."""
+
+    mean: float
+    deviation: float
+
+
+def published_scores() -> dict[tuple[str, str], Published]:
+    """(group, method) -> score; group 'ogbench/cube-double', method 'DROL(16)'."""
+    with TABLE.open() as file:
+        return {
+            (row["group"], row["method"]): Published(float(row["mean"]), float(row["std"] or "nan"))
+            for row in csv.DictReader(file)
+            if row["mean"]
+        }
+
+
+def num_tasks() -> dict[str, int]:
+    """Group -> its number of tasks, in the order of the table."""
+    with TABLE.open() as file:
+        return {row["group"]: int(row["tasks"]) for row in csv.DictReader(file)}
+
+
+def group_of(spec: EnvSpec) -> str | None:
+    """The table's group that a task belongs to; None if it has none, as for cube-single-noisy."""
+    if spec.suite == "d4rl":
+        group = "d4rl/antmaze" if spec.family.startswith("antmaze") else "d4rl/adroit"
+        return group if spec.family in D4RL_MINARI_IDS else None
+    group = f"ogbench/{spec.env_name}"
+    return group if spec.dataset_type in ("play", "navigate") and group in num_tasks() else None
