@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 import textwrap
+from collections.abc import Callable
 from typing import Literal
 
 import matplotlib
@@ -86,20 +87,11 @@ def draw_curves(axes: Axes, task: str, methods: dict[str, list[Run]], style: dic
         values = np.array([[curve[step] for step in steps] for curve in curves])
         positions = np.mean([[_position(run, step, x) for step in steps] for run in members], axis=0)
         low, high = confidence_interval(values)
-        axes.fill_between(
-            positions, np.clip(low, 0, 100), np.clip(high, 0, 100), color=style[method].colour, alpha=0.15, lw=0
-        )
-        axes.plot(
-            positions,
-            values.mean(axis=0),
-            c=style[method].colour,
-            marker=style[method].marker,
-            ms=4,
-            lw=1.8,
-            label=f"{method}, {len(members)} {'seeds' if len(members) > 1 else 'seed'}",
-        )
-    axes.set(title=task, ylim=(-3, 103), xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
-    axes.set_ylabel(_unit([run for members in methods.values() for run in members]))
+        look = {"c": style[method].colour, "marker": style[method].marker, "ms": 4, "lw": 1.8}
+        axes.fill_between(positions, low, high, color=style[method].colour, alpha=0.15, lw=0)
+        axes.plot(positions, values.mean(axis=0), **look, label=method)
+    axes.set(title=task, xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
+    _score_axis(axes, [run for members in methods.values() for run in members])
     axes.grid(alpha=0.3, lw=0.5)
 
 
@@ -107,9 +99,11 @@ def _position(run: Run, step: int, x: str) -> float:
     return step / 1000 if x == "updates" else run.minutes_at(step)
 
 
-def _unit(members: list[Run]) -> str:
+def _score_axis(axes: Axes, members: list[Run]) -> None:
     metrics = {run.score_metric for run in members}
-    return " / ".join(sorted(SCORES[metric] for metric in metrics))
+    axes.set_ylabel(" / ".join(sorted(SCORES[metric] for metric in metrics)))
+    if metrics == {"evaluation/success"}:
+        axes.set_ylim(-3, 103)
 
 
 def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> None:
@@ -133,24 +127,21 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
             published = paper.get((comparison.tasks[task][method][0].paper_group, method))
             if published is not None:
                 line = axes.hlines(published.mean, left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
-                line.set_label("paper: mean of the family's tasks, 1M updates")
+                line.set_label("paper: mean over the tasks of the group, full training")
     axes.set_xticks(
         range(len(tasks)), tasks, rotation=20 if len(tasks) > 3 else 0, ha="right" if len(tasks) > 3 else "center"
     )
-    axes.set(title="headline score (dots: seeds)", xlim=(-0.6, len(tasks) - 0.4), ylim=(0, 105))
-    axes.set_ylabel(
-        _unit([run for methods in comparison.tasks.values() for members in methods.values() for run in members])
-    )
+    axes.set(title="headline score (dots: seeds)", xlim=(-0.6, len(tasks) - 0.4))
+    _score_axis(axes, comparison.runs)
     axes.grid(axis="y", alpha=0.3, lw=0.5)
 
 
-def scores_of_common_tasks(comparison: Comparison) -> dict[str, list[np.ndarray]]:
-    """Method -> scores of its seeds on each of the tasks that every method has finished."""
-    tasks = [t for t in comparison.tasks if all(comparison.finished(t, method) for method in comparison.methods)]
-    return {m: [np.array([run.score for run in comparison.finished(t, m)]) for t in tasks] for m in comparison.methods}
+def common_tasks(comparison: Comparison) -> list[str]:
+    """The tasks that every method has finished: on others, statistics over tasks would compare unlike with unlike."""
+    return [t for t in comparison.tasks if all(comparison.finished(t, method) for method in comparison.methods)]
 
 
-def bootstrap(scores: list[np.ndarray], statistic) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap(scores: list[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Stratified bootstrap: the seeds of each task are drawn anew, the tasks are kept. nan for single seeds."""
     if min(len(task) for task in scores) < 2:
         unknown = np.full_like(statistic(*scores, axis=-1), np.nan)
@@ -171,7 +162,7 @@ def interquartile_mean(*scores: np.ndarray, axis: int) -> np.ndarray:
     return scipy.stats.trim_mean(np.concatenate(scores, axis=axis), 0.25, axis=axis)
 
 
-def performance_profile(thresholds: np.ndarray):
+def performance_profile(thresholds: np.ndarray) -> Callable[..., np.ndarray]:
     """Statistic: share of runs that score above each threshold, in percent, averaged over tasks."""
 
     def profile(*scores: np.ndarray, axis: int) -> np.ndarray:
@@ -185,18 +176,18 @@ def draw_interquartile_means(axes: Axes, scores: dict[str, list[np.ndarray]], st
     for i, (method, tasks) in enumerate(reversed(scores.items())):
         centre = interquartile_mean(*tasks, axis=-1)
         low, high = bootstrap(tasks, interquartile_mean)
-        axes.barh(i, high - low, 0.5, left=low, color=style[method].colour, alpha=0.5)
+        axes.fill_betweenx([i - 0.25, i + 0.25], low, high, color=style[method].colour, alpha=0.5, lw=0)
         axes.plot([centre, centre], [i - 0.25, i + 0.25], c=style[method].colour, lw=3)
         axes.text(centre, i + 0.32, f"{centre:.1f}", ha="center", va="bottom", fontsize=8)
     axes.set_yticks(range(len(scores)), list(reversed(scores)))
-    axes.use_sticky_edges = False  # room on the left, too
     axes.set(title=f"interquartile mean, {len(tasks)} tasks", xlabel="score", ylim=(-0.6, len(scores) - 0.1))
     axes.grid(axis="x", alpha=0.3, lw=0.5)
 
 
 def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[str, Style]) -> None:
     """One curve a method."""
-    thresholds = np.linspace(0, 100, 101)
+    highest = max(score for tasks in scores.values() for task in tasks for score in task)
+    thresholds = np.linspace(0, max(100, highest), 101)
     profile = performance_profile(thresholds)
     for method, tasks in scores.items():
         low, high = bootstrap(tasks, profile)
@@ -210,11 +201,14 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     style = styles(comparison.methods)
-    scores = scores_of_common_tasks(comparison)
-    tasks = list(comparison.tasks)
+    tasks, common = list(comparison.tasks), common_tasks(comparison)
+    scores = {
+        method: [np.array([run.score for run in comparison.finished(task, method)]) for task in common]
+        for method in comparison.methods
+    }
     panels = [*tasks, "scores"]
     columns = min(max(len(tasks), 2), COLUMNS)
-    if len(next(iter(scores.values()))) >= 2:
+    if len(common) >= 2:
         panels += ["means", "profiles"]
         columns = max(columns, 3)
     if len(tasks) > 1:  # curves have rows of their own
@@ -243,7 +237,7 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     legend = {}
     for panel in axes.values():
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            legend.setdefault(label, handle)
+            legend.setdefault(_with_seeds(label, comparison), handle)
     graphs.legend(
         legend.values(), legend.keys(), loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=8
     )
@@ -251,15 +245,25 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     return figure
 
 
+def _with_seeds(label: str, comparison: Comparison) -> str:
+    """'FQL, 3 seeds', for a method; the number may differ between tasks."""
+    numbers = sorted({len(methods[label]) for methods in comparison.tasks.values() if label in methods})
+    if not numbers:
+        return label
+    count = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+    return f"{label}, {count} {'seed' if count == '1' else 'seeds'}"
+
+
 def _caption(comparison: Comparison) -> list[str]:
-    members = [run for methods in comparison.tasks.values() for group in methods.values() for run in group]
-    data = "; ".join(sorted({run.settings["data"] for run in members}))
+    data = "; ".join(sorted({run.settings["data"] for run in comparison.runs}))
     lines = [
         "Thick lines and bars: mean over seeds. Bands and whiskers: 95 % interval (Student's t over seeds; stratified "
         "bootstrap over seeds for interquartile means and profiles). Headline score: mean of the last three "
         "evaluations (D4RL: the last).",
         f"Data: {data}.",
     ]
+    if left_out := [task for task in comparison.tasks if task not in common_tasks(comparison)]:
+        lines.append(f"Not in statistics over tasks, for not every method has finished them: {', '.join(left_out)}.")
     return lines + comparison.notes
 
 

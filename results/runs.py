@@ -122,6 +122,11 @@ class Comparison:
         """Every method, in alphabetical order."""
         return sorted({method for methods in self.tasks.values() for method in methods})
 
+    @property
+    def runs(self) -> list[Run]:
+        """All of them."""
+        return [run for methods in self.tasks.values() for members in methods.values() for run in members]
+
     def finished(self, task: str, method: str) -> list[Run]:
         """The runs that have come to their end: scores are taken from these alone."""
         return [run for run in self.tasks[task].get(method, []) if run.is_finished]

@@ -1,37 +1,46 @@
-"""How fast it is here: updates, collection, evaluation, start-up.
+"""How fast it is here: updates, inference, collection, evaluation, start-up.
 
-    python results/speed.py
+    python results/speed.py [--out results/speed]
 
 Updates are measured in one process at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5
-actions) in three ways: `drol.py`'s update; the same update with every candidate carried through actor and critic with
-gradient; and the floor, the matrix products of `drol.py`'s update alone. Rounds alternate between the three and medians
-are reported, since machines are seldom idle.
+actions): those of `fql.py` and of `drol.py` at several K; DROL's with every candidate carried through actor and critic
+with gradient, as one would first write it; and the floor, the matrix products of an update alone. Rounds alternate
+between all of them and medians are reported, since machines are seldom idle.
 """
 
+import contextlib
+import csv
 import dataclasses
 import functools
 import itertools
 import pathlib
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import tyro
 
 import drol
+import fql
 from common import collect
 from common.datasets import Dataset
 from common.env_ids import resolve
 from common.evaluation import Evaluator
 from common.machine import available_cores, describe_device
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
@@ -39,18 +48,29 @@ OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Measure updates, collection, evaluation and start-up on this machine."""
+    """Measure updates, inference, collection, evaluation and start-up on this machine."""
 
-    num_candidates: tuple[int, ...] = (1, 16, 64)
+    num_candidates: tuple[int, ...] = (1, 4, 8, 16, 64)
     """Values of K."""
     rounds: int = 7
     """Rounds of measurement; medians are reported."""
     updates_only: bool = False
     """Leave out collection, evaluation and start-up."""
+    out: pathlib.Path | None = None
+    """Write FILE.csv, FILE.md, FILE.pdf and FILE.png as well."""
     collect_episodes: int = 20
     """Episodes to time the collection with."""
     eval_episodes: int = 50
     """Episodes to time the evaluation with."""
+
+
+class Measurement(NamedTuple):
+    """One number."""
+
+    quantity: str
+    method: str
+    value: float
+    unit: str
 
 
 def loss_of_all_candidates(
@@ -86,12 +106,12 @@ def update_with_all_candidates(
     return drol.TrainState(params, target_critic, opt_state, state.step + 1), {"loss": loss}
 
 
-def matrix_products(args: drol.Args) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The products of one update of `drol.py`, with nothing between them, and arguments to call them with."""
+def matrix_products(algorithm: types.ModuleType, args: Any) -> Callable[[], Any]:
+    """The products of one update, with nothing between them."""
     in_size = OBSERVATION_DIM + ACTION_DIM
     keys = iter(jax.random.split(jax.random.key(0), 100))
 
-    def kernels(out_size: int) -> list[jax.Array]:
+    def kernels(out_size: int, in_size: int = in_size) -> list[jax.Array]:
         sizes = (in_size, *args.hidden_sizes, out_size)
         return [0.05 * jax.random.normal(next(keys), fan) for fan in itertools.pairwise(sizes)]
 
@@ -110,20 +130,29 @@ def matrix_products(args: drol.Args) -> tuple[Callable[..., Any], tuple[Any, ...
                 grad = grad @ net[index].T
         return [*products, grad]
 
-    def products(actor: list, critics: list, targets: list, x: jax.Array, candidates: jax.Array) -> list[jax.Array]:
+    def fit(net: list[jax.Array], x: jax.Array) -> list[jax.Array]:
+        return backward(net, forward(net, x), parameters=True, inputs=False)
+
+    def products(actor: list, flow: list, critics: list, targets: list, x: jax.Array, extra: jax.Array) -> list:
         # Different inputs everywhere: equal products would be computed once.
-        results = [forward(actor, candidates)[-1], forward(actor, x + 1)[-1]]  # routing, next action
-        results += backward(actor, forward(actor, x), parameters=True, inputs=False)  # the winner
+        results = [forward(actor, x + 1)[-1], *fit(actor, x)]  # next action; the actor's own step
+        if algorithm is drol:
+            results.append(forward(actor, extra)[-1])  # routing: `extra` are the candidates
+        else:
+            results += [*fit(flow, extra), *(forward(flow, extra + i)[-1] for i in range(1, args.flow_steps + 1))]
         for critic, target in zip(critics, targets, strict=True):
-            results.append(forward(target, x + 1)[-1])
-            results += backward(critic, forward(critic, x), parameters=True, inputs=False)  # Bellman error
+            results += [forward(target, x + 1)[-1], *fit(critic, x)]  # Bellman error
             results += backward(critic, forward(critic, x + 2), parameters=False, inputs=True)  # improvement
         return results
 
     batch = jax.random.normal(next(keys), (args.batch_size, in_size))
-    candidates = jax.random.normal(next(keys), (args.batch_size * args.num_candidates, in_size))
-    nets = kernels(ACTION_DIM), [kernels(1), kernels(1)], [kernels(1), kernels(1)]
-    return jax.jit(products), (*nets, batch, candidates)
+    if algorithm is drol:
+        extra = jax.random.normal(next(keys), (args.batch_size * args.num_candidates, in_size))
+    else:
+        extra = jax.random.normal(next(keys), (args.batch_size, in_size + 1))
+    nets = kernels(ACTION_DIM), kernels(ACTION_DIM, in_size + 1), [kernels(1), kernels(1)], [kernels(1), kernels(1)]
+    compiled = jax.jit(products)
+    return lambda: compiled(*nets, batch, extra)
 
 
 def random_dataset(rows: int = 100_000) -> Dataset:
@@ -145,37 +174,64 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure_updates(num_candidates: int, rounds: int) -> tuple[float, float, float]:
-    """Median milliseconds of one update: drol.py, all candidates with gradient, matrix products alone."""
-    args, _ = drol.resolve_settings(drol.Args(num_candidates=num_candidates), resolve("cube-double"))
-    dataset, key = jax.device_put(random_dataset()), jax.random.key(1)
-    per_call = 10
+def measure_updates(num_candidates: tuple[int, ...], rounds: int) -> list[Measurement]:
+    """Median milliseconds of an update: each algorithm, all candidates with gradient, matrix products alone."""
+    dataset, key, per_call = jax.device_put(random_dataset()), jax.random.key(1), 5
 
-    def chunk(state: drol.TrainState, dataset: Dataset, update: Callable[..., Any]) -> Any:
-        def one_update(state: drol.TrainState, _: None) -> Any:
+    def repeat(algorithm: types.ModuleType, args: Any, update: Callable[..., Any]) -> Callable[[], Any]:
+        def one_update(state: Any, _: None) -> Any:
             batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
-            batch = drol.sample_batch(dataset, args.batch_size, batch_key)
-            return update(args, state, batch, drol.sample_noise(args, ACTION_DIM, noise_key))
+            batch = algorithm.sample_batch(dataset, args.batch_size, batch_key)
+            return update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
 
-        return jax.lax.scan(one_update, state, length=per_call)[0]
-
-    def repeat(update: Callable[..., Any]) -> Callable[[], Any]:
-        compiled = jax.jit(functools.partial(chunk, update=update), donate_argnums=0)
-        states = [drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))]
+        compiled = jax.jit(lambda state: jax.lax.scan(one_update, state, length=per_call)[0], donate_argnums=0)
+        states = [algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))]
 
         def call() -> Any:
-            states.append(compiled(states.pop(), dataset))
+            states.append(compiled(states.pop()))
             return states[0]
 
         return call
 
-    calls = [repeat(drol.update), repeat(update_with_all_candidates)]
-    products, inputs = matrix_products(args)
-    calls.append(lambda: [products(*inputs) for _ in range(per_call)])
-    for call in calls:  # compile
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    for method, algorithm, settings in [
+        ("FQL", fql, {}),
+        *((f"DROL({k})", drol, {"num_candidates": k}) for k in num_candidates),
+    ]:
+        args, _ = algorithm.resolve_settings(algorithm.Args(**settings), resolve("cube-double"))
+        calls["update", method] = repeat(algorithm, args, algorithm.update)
+        if algorithm is drol:
+            calls["update, all candidates with gradient", method] = repeat(drol, args, update_with_all_candidates)
+        products = matrix_products(algorithm, args)
+        calls["matrix products alone", method] = lambda products=products: [products() for _ in range(per_call)]
+    return medians(calls, rounds, per_call)
+
+
+def measure_inference(rounds: int) -> list[Measurement]:
+    """Median milliseconds until the actions are there: one observation, and a batch of 256."""
+    calls, per_call = {}, 50
+    for method, algorithm in (("FQL", fql), ("DROL", drol)):
+        args, _ = algorithm.resolve_settings(algorithm.Args(), resolve("cube-double"))
+        actor = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params.actor
+        for size in (1, 256):
+            act = jax.jit(jax.vmap(algorithm.sample_action, in_axes=(None, 0, 0)))
+            inputs = np.zeros((size, OBSERVATION_DIM), np.float32), jax.random.split(jax.random.key(0), size)
+
+            def call(act: Any = act, actor: Any = actor, inputs: Any = inputs) -> None:
+                for _ in range(per_call):
+                    jax.block_until_ready(act(actor, *inputs))
+
+            calls[f"inference, {size} action{'s' if size > 1 else ''}", method] = call
+    return medians(calls, rounds, per_call)
+
+
+def medians(calls: dict[tuple[str, str], Callable[[], Any]], rounds: int, per_call: int) -> list[Measurement]:
+    """Run all of them in turn, and again, after a first time that compiles."""
+    for call in calls.values():
         jax.block_until_ready(call())
-    times = np.array([[seconds(call) for call in calls] for _ in range(rounds)])
-    return tuple(1e3 * np.median(times, axis=0) / per_call)
+    times = np.array([[seconds(call) for call in calls.values()] for _ in range(rounds)])
+    milliseconds = 1e3 * np.median(times, axis=0) / per_call
+    return [Measurement(*name, ms, "ms") for name, ms in zip(calls, milliseconds, strict=True)]
 
 
 def measure_collection(episodes: int) -> float:
@@ -225,27 +281,101 @@ def measure_start() -> float:
     return taken
 
 
+def to_markdown(measurements: list[Measurement], machine: str) -> str:
+    """A table of updates, and a list of the rest."""
+    value = {(m.quantity, m.method): m.value for m in measurements}
+    lines = [f"{machine}; medians, milliseconds an update at batch 256, hidden sizes 512 512 512 512.", ""]
+    lines += ["| | update | matrix products alone | multiple | all candidates with gradient | times as long |"]
+    lines += ["|:--|--:|--:|--:|--:|--:|"]
+    for method in (m.method for m in measurements if m.quantity == "update"):
+        ours, floor = value["update", method], value["matrix products alone", method]
+        naive = value.get(("update, all candidates with gradient", method))
+        cells = ("", "") if naive is None else (f"{naive:.1f}", f"{naive / ours:.1f}")
+        lines.append(f"| {method} | {ours:.1f} | {floor:.1f} | {ours / floor:.2f} | {' | '.join(cells)} |")
+    lines.append("")
+    shown = ("update", "update, all candidates with gradient", "matrix products alone")
+    for m in measurements:
+        if m.quantity not in shown:
+            lines.append(f"- {m.quantity}{f', {m.method}' if m.method else ''}: {m.value:.3g} {m.unit}")
+    return "\n".join(lines) + "\n"
+
+
+def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
+    """Bars in the manner of the paper's: an update and its floor, and inference."""
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    figure, (updates, inference) = plt.subplots(1, 2, figsize=(7.6, 3), width_ratios=[2.2, 1], layout="constrained")
+    value = {(m.quantity, m.method): m.value for m in measurements}
+    methods = [m.method for m in measurements if m.quantity == "update"]
+    colours = {method: "#D55E00" if method == "FQL" else "#0072B2" for method in (*methods, "DROL")}
+    for i, method in enumerate(methods):
+        updates.bar(i, value["update", method], color=colours[method], alpha=0.8)
+        updates.text(i, value["update", method], f"{value['update', method]:.1f}", ha="center", va="bottom", fontsize=8)
+        floor = updates.hlines(value["matrix products alone", method], i - 0.4, i + 0.4, colors="k", linestyles=":")
+    floor.set_label("matrix products alone")
+    updates.set_xticks(range(len(methods)), methods)
+    updates.set(ylabel="ms an update", title="training")
+    updates.legend(frameon=False, fontsize=8)
+    sizes = ("inference, 1 action", "inference, 256 actions")
+    for i, size in enumerate(sizes):
+        for j, method in enumerate(("FQL", "DROL")):
+            x, y = i + 0.4 * j - 0.2, value[size, method]
+            inference.bar(x, y, 0.36, color=colours[method], alpha=0.8, label=method if i == 0 else None)
+            inference.text(x, y, f"{y:.2f}", ha="center", va="bottom", fontsize=8)
+    inference.set_xticks(range(2), ["1 action", "256 actions"])
+    inference.set(ylabel="ms a call", title="inference")
+    inference.legend(frameon=False, fontsize=8)
+    figure.supxlabel(machine, fontsize=7, c="0.25")
+    return figure
+
+
+def write(out: pathlib.Path, measurements: list[Measurement], machine: str) -> None:
+    """FILE.csv, and what is made from it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(out.name + ".csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Measurement._fields)
+        writer.writerow(("machine", machine, "", ""))
+        writer.writerows((*m[:2], f"{m.value:.6g}", m.unit) for m in measurements)
+    render(out)
+
+
+def render(out: pathlib.Path) -> None:
+    """FILE.md, FILE.pdf and FILE.png from FILE.csv."""
+    with out.with_name(out.name + ".csv").open() as file:
+        first, *rows = list(csv.reader(file))[1:]
+    measurements = [Measurement(quantity, method, float(value), unit) for quantity, method, value, unit in rows]
+    out.with_name(out.name + ".md").write_text(to_markdown(measurements, first[1]))
+    figure = draw(measurements, first[1])
+    figure.savefig(out.with_name(out.name + ".pdf"), metadata={"CreationDate": None})
+    figure.savefig(out.with_name(out.name + ".png"), dpi=160)
+    plt.close(figure)
+
+
 def main(args: Args) -> None:
-    """Print everything as Markdown."""
-    print(f"{describe_device()}\n")
-    print("| K | drol.py, ms | all candidates, ms | times faster | matrix products, ms | multiple of them |")
-    print("|--:|--:|--:|--:|--:|--:|")
-    for k in args.num_candidates:
-        ours, all_candidates, floor = measure_updates(k, args.rounds)
-        cells = (f"{x:.1f}" for x in (ours, all_candidates, all_candidates / ours, floor))
-        print(f"| {k} | {' | '.join(cells)} | {ours / floor:.2f} |", flush=True)
-    if args.updates_only:
-        return
-    print(
-        f"\ncollection (cube-double): {measure_collection(args.collect_episodes):.0f} transitions a second", flush=True
-    )
-    cores = available_cores()
-    one, many = (measure_evaluation(args.eval_episodes, n) for n in (1, cores))
-    print(
-        f"evaluation ({args.eval_episodes} episodes of cube-single): {many:.1f} s with {cores} environments at a time, "
-    )
-    print(f"    {one:.1f} s with one: {one / many:.1f} times faster", flush=True)
-    print(f"start-up to the end of the first {drol.CPU_CHUNK} updates: {measure_start():.1f} s")
+    """Measure, print as Markdown, write."""
+    machine = f"{describe_device()}, {processor()}, jax {jax.__version__}"
+    measurements = measure_updates(args.num_candidates, args.rounds) + measure_inference(args.rounds)
+    if not args.updates_only:
+        cores = available_cores()
+        measurements.append(
+            Measurement("collection of cube-double", "", measure_collection(args.collect_episodes), "transitions/s")
+        )
+        for num_envs in dict.fromkeys((cores, 1)):
+            name = f"evaluation, {args.eval_episodes} episodes of cube-single, {num_envs} at a time"
+            measurements.append(Measurement(name, "", measure_evaluation(args.eval_episodes, num_envs), "s"))
+        name = f"start-up to the end of the first {drol.CPU_CHUNK} updates"
+        measurements.append(Measurement(name, "", measure_start(), "s"))
+    print(to_markdown(measurements, machine), end="")
+    if args.out is not None:
+        write(args.out, measurements, machine)
+
+
+def processor() -> str:
+    """The name of the CPU, where Linux tells it."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""Make every figure and table of results/ again, from the raw CSV files beside them.
+
+python results/make.py
+"""
+
+import dataclasses
+import pathlib
+
+import plot
+import speed
+import table
+import tyro
+
+from common.errors import exit_in_one_line
+
+HERE = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Make every figure and table of results/ again, from the raw CSV files beside them."""
+
+    folder: pathlib.Path = HERE
+    """Folder with the raw files; what is made from them is written into it."""
+
+
+def main(args: Args) -> None:
+    """One experiment after the other."""
+    comparison = args.folder / "comparison"
+    plot.main(plot.Args((comparison,), comparison / "updates"))
+    plot.main(plot.Args((comparison,), comparison / "minutes", x="minutes"))
+    table.main(table.Args((comparison,), comparison / "table"))
+    speed.render(args.folder / "speed" / "speed")
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))

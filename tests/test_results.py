@@ -1,0 +1,238 @@
+"""Plots and tables: their statistics, what they do with runs that are not as they should be, whether they are current."""
+
+import csv
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, run_script
+
+sys.path.insert(0, str(REPOSITORY / "results"))
+
+import plot
+import published
+import runs
+import table
+
+from common import envs
+from common.env_ids import resolve
+from common.errors import UserError
+
+
+def write_run(
+    path: pathlib.Path, env_id: str = "cube-single", algorithm: str = "drol", seed: int = 0, scores=(10, 60, 80), **args
+) -> pathlib.Path:
+    """A run directory of the real format, finished if there are three scores."""
+    source = next((REPOSITORY / "results" / "comparison").glob(f"{algorithm}-*/config.json"))
+    config = json.loads(source.read_text())
+    spec = resolve(env_id)
+    config["environment"] = {field: getattr(spec, field) for field in config["environment"]}
+    config["args"] |= {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, **args}
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    steps = range(100, 100 * len(scores) + 1, 100)
+    rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
+    (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
+    (path / "time.csv").write_text("\n".join(["step,time/seconds", *(f"{step},{step * 6}" for step in steps), ""]))
+    return path
+
+
+def cell(markdown: str, row: str, column: str) -> str:
+    """Of the table in which both occur."""
+    lines = [[part.strip() for part in line.split("|")] for line in markdown.splitlines() if line.startswith("|")]
+    header = None
+    for line in lines:
+        if column in line:
+            header = line
+        elif header and row in (line[1], f"{line[1]} {line[2]}"):
+            return line[header.index(column)]
+    raise KeyError((row, column))
+
+
+@pytest.fixture
+def markdown(capsys):
+    def make(*paths: pathlib.Path) -> str:
+        table.main(table.Args(paths))
+        return capsys.readouterr().out
+
+    return make
+
+
+def test_a_score_is_the_mean_of_the_last_three_evaluations_over_seeds(tmp_path, markdown):
+    for seed, scores in enumerate([(100, 10, 60, 80), (0, 30, 60, 60), (0, 40, 40, 40)]):
+        write_run(tmp_path / str(seed), seed=seed, scores=scores, offline_steps=400)
+    text = markdown(tmp_path)
+    assert cell(text, "cube-single DROL(16)", "score") == "46.7 ± 5.8"  # of 50, 50, 40
+    assert cell(text, "cube-single DROL(16)", "seeds") == "3"
+    assert cell(text, "cube-single DROL(16)", "updates to 50") == "300"  # the mean: 33, 27, 53, 60
+    assert cell(text, "cube-single DROL(16)", "minutes to 50") == "30"
+    assert cell(text, "cube-single DROL(16)", "paper, mean of the group") == "97 ± 2"
+    assert "official: 1000" in cell(text, "cube-single DROL(16)", "data")
+
+
+def test_a_group_counts_only_with_all_of_its_tasks(tmp_path, markdown):
+    for seed in (0, 1):
+        for number in (1, 3, 4, 5):
+            name = f"cube-double-task{number}"
+            write_run(tmp_path / f"{name}-{seed}", name, seed=seed, scores=(0, 0, 30 * number + 3 * seed))
+    assert cell(markdown(tmp_path), "ogbench/cube-double", "DROL(16)") == "4 of 5 tasks"
+    again = write_run(tmp_path / "x", "cube-double-task1", seed=7)  # another seed is not another task
+    assert cell(markdown(tmp_path), "ogbench/cube-double", "DROL(16)") == "4 of 5 tasks"
+    shutil.rmtree(again)
+    for seed in (0, 1):
+        write_run(tmp_path / f"default-{seed}", "cube-double", seed=seed, scores=(0, 0, 60 + 3 * seed))
+    # Tasks 10, 20 (the default one), 30, 40, 50 with seed 0, one more with seed 1: 30 and 31.
+    assert cell(markdown(tmp_path), "ogbench/cube-double", "DROL(16)") == "30.5 ± 0.7"
+    assert cell(markdown(tmp_path), "ogbench/cube-double", "FQL") == "not run"
+    assert cell(markdown(tmp_path), "ogbench/scene", "DROL(16)") == "not run"
+
+
+def test_a_default_task_is_known_under_both_names(tmp_path):
+    a = write_run(tmp_path / "a", "scene", seed=0)
+    b = write_run(tmp_path / "b", "scene-task2", seed=1)
+    comparison = runs.read([a, b])
+    assert {task: len(members["DROL(16)"]) for task, members in comparison.tasks.items()} == {"scene": 2}
+
+
+@pytest.mark.parametrize("env_id", ["cube-single", "scene", "puzzle-3x3", "puzzle-4x6", "pointmaze-medium"])
+def test_default_tasks_are_ogbenchs(env_id):
+    spec = resolve(env_id)
+    env = envs.make_env(spec)
+    env.reset(seed=0)
+    assert env.unwrapped.cur_task_id == spec.task_number
+    env.close()
+
+
+def test_other_data_is_not_set_beside_the_papers(tmp_path, markdown):
+    write_run(tmp_path / "a", "cube-single-noisy")
+    assert cell(markdown(tmp_path), "cube-single-noisy DROL(16)", "paper, mean of the group") == "-"
+    assert cell(markdown(tmp_path), "ogbench/cube-single", "DROL(16)") == "not run"
+
+
+def test_formats_agree(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", seed=0)
+    table.main(table.Args((tmp_path / "runs",), tmp_path / "out" / "t"))
+    assert cell((tmp_path / "out" / "t.md").read_text(), "cube-single DROL(16)", "score") == "50.0 ± -"
+    rows = list(csv.DictReader((tmp_path / "out" / "t.csv").open()))
+    assert {"table": "Tasks", "row": "cube-single / DROL(16)", "column": "score", "value": "50.0 ± -"} in rows
+    latex = (tmp_path / "out" / "t.tex").read_text()
+    assert latex.count("\\toprule") == 2
+    assert "50.0 ± -" in latex
+
+
+def test_published_scores_are_the_papers():
+    scores = published.published_scores()
+    assert scores["ogbench/puzzle-3x3", "DROL(16)"] == published.Published(41.0, 9.0)
+    assert scores["d4rl/antmaze", "FQL"].mean == 84
+    assert sum(published.num_tasks().values()) == 68
+
+
+# Runs that are not as they should be: named, and plotted where that makes sense.
+
+
+def test_imperfect_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
+    good = [write_run(tmp_path / f"good-{seed}", seed=seed) for seed in (0, 1)]
+    half = write_run(tmp_path / "half", seed=2, scores=(10, 60))
+    started = write_run(tmp_path / "started", seed=3, scores=())
+    cut = write_run(tmp_path / "cut", seed=4)
+    (cut / "eval.csv").write_text("step,evaluation/success\n100,20\n200,zz\n300,50\n")
+    damaged = write_run(tmp_path / "damaged", seed=5)
+    (damaged / "config.json").write_text('{"algorithm": "drol"')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    twice = write_run(tmp_path / "twice", seed=1, scores=(10, 20))
+    paths = [*good, half, started, cut, damaged, empty, twice, tmp_path / "missing"]
+    plot.main(plot.Args(tuple(paths), tmp_path / "figure"))
+    named = capsys.readouterr().err
+    assert len(named.splitlines()) == 8, named
+    for path, reason in {
+        half: "unfinished, no score",
+        started: "no evaluation yet",
+        cut / "eval.csv": "row 2 is damaged",
+        damaged: "config.json is damaged",
+        empty: "not a run directory",
+        twice: "has the seed and settings of",
+        tmp_path / "missing": "not a run directory",
+    }.items():
+        assert any(str(path) in line and reason in line for line in named.splitlines()), (path, reason, named)
+    for ending in (".png", ".pdf"):
+        assert (tmp_path / "figure").with_suffix(ending).stat().st_size > 5000
+    table.main(table.Args(tuple(paths)))
+    assert cell(capsys.readouterr().out, "cube-single DROL(16)", "seeds") == "2"  # the two that are finished
+
+
+def test_different_settings_are_not_averaged(tmp_path):
+    a, b = write_run(tmp_path / "a", seed=0), write_run(tmp_path / "b", seed=1, bc_coef=0.5)
+    c = write_run(tmp_path / "c", "cube-single", "fql", seed=0)
+    comparison = runs.read([a, b, c])
+    bc_coef = runs.read([a]).runs[0].config["args"]["bc_coef"]
+    assert set(comparison.tasks["cube-single"]) == {f"DROL(16), bc_coef {bc_coef:g}", "DROL(16), bc_coef 0.5", "FQL"}
+
+
+def test_nothing_to_show_is_one_line(tmp_path):
+    result = run_script(tmp_path, script="results/plot.py")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "nothing to show" in result.stderr
+    with pytest.raises(UserError, match="not a run directory"):
+        runs.read([tmp_path])
+
+
+def test_single_seeds_have_no_interval_and_several_tasks_have_statistics(tmp_path, capsys):
+    for algorithm in ("drol", "fql"):
+        for env_id in ("cube-single", "scene"):
+            write_run(tmp_path / f"{algorithm}-{env_id}", env_id, algorithm)
+    figure = plot.draw(runs.read([tmp_path]), "updates")
+    titles = {axes.get_title() for subfigure in figure.subfigs for axes in subfigure.axes}
+    assert {"cube-single", "scene", "interquartile mean, 2 tasks", "performance profile"} <= titles
+    assert np.isnan(plot.confidence_interval(np.array([[1.0, 2.0]]))).all()
+
+
+# Statistics
+
+
+def test_the_interval_over_seeds_is_students():
+    low, high = plot.confidence_interval(np.array([[1.0], [2.0], [3.0]]))
+    half = 4.302653 * 1 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, deviation 1
+    np.testing.assert_allclose([low[0], high[0]], [2 - half, 2 + half], rtol=1e-6)
+
+
+def test_interquartile_mean_and_profile():
+    scores = [np.array([0.0, 10.0, 20.0, 30.0]), np.array([40.0, 50.0, 60.0, 100.0])]
+    assert plot.interquartile_mean(*scores, axis=-1) == 35  # of 20, 30, 40, 50
+    profile = plot.performance_profile(np.array([0.0, 25.0, 100.0]))(*scores, axis=-1)
+    np.testing.assert_allclose(profile, [100 * (0.75 + 1) / 2, 100 * (0.25 + 1) / 2, 0])
+
+
+def test_the_bootstrap_is_stratified():
+    # Seeds agree within each task: drawing them anew changes nothing, unless tasks were mixed.
+    scores = [np.full(3, 10.0), np.full(3, 90.0)]
+    low, high = plot.bootstrap(scores, plot.interquartile_mean)
+    assert low == high == 50
+    low, high = plot.bootstrap([np.array([0.0, 10.0, 20.0]), np.full(3, 90.0)], plot.interquartile_mean)
+    assert low < plot.interquartile_mean(np.array([0.0, 10.0, 20.0]), np.full(3, 90.0), axis=-1) < high
+
+
+# What is committed
+
+
+def test_every_figure_and_table_is_made_from_what_is_beside_it(tmp_path):
+    committed = REPOSITORY / "results"
+    made = {"comparison": ("updates", "minutes", "table"), "speed": ("speed",)}
+    endings = {"updates": (".pdf", ".png"), "minutes": (".pdf", ".png"), "table": (".md", ".csv", ".tex")}
+    endings["speed"] = (".md", ".pdf", ".png")
+    shutil.copytree(committed, tmp_path / "results", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    files = [pathlib.Path(folder, name + e) for folder, names in made.items() for name in names for e in endings[name]]
+    for file in files:
+        (tmp_path / "results" / file).unlink()
+    result = run_script("--folder", tmp_path / "results", script="results/make.py")
+    assert result.returncode == 0, result.stderr
+    for file in files:
+        again, before = (tmp_path / "results" / file).read_bytes(), (committed / file).read_bytes()
+        if file.suffix in (".md", ".csv", ".tex"):
+            assert again == before, file
+        else:
+            assert again[:4] == before[:4], file
+            assert len(again) > 5000
