@@ -1,4 +1,4 @@
-"""Plots and tables: their statistics, what they do with runs that are not as they should be, whether they are current."""
+"""Plots and tables: their statistics, what they do with imperfect runs, and that what is committed is current."""
 
 import csv
 import json
@@ -100,7 +100,7 @@ def test_a_default_task_is_known_under_both_names(tmp_path):
 @pytest.mark.parametrize("env_id", ["cube-single", "scene", "puzzle-3x3", "puzzle-4x6", "pointmaze-medium"])
 def test_default_tasks_are_ogbenchs(env_id):
     spec = resolve(env_id)
-    env = envs.make_env(spec)
+    env = envs.make_env(spec.gym_id)
     env.reset(seed=0)
     assert env.unwrapped.cur_task_id == spec.task_number
     env.close()
