@@ -68,9 +68,9 @@ class Args:
     data_source: datasets.DataSource = "auto"
     """auto: a file that is there, else the official server, else its mirror, else collect it here."""
     dataset_path: pathlib.Path | None = None
-    """Train on this file (OGBench's npz format) and no other."""
+    """Train on this file (OGBench's npz format) or folder (Minari) and no other."""
     dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
-    """Folder that is searched, downloaded to and collected into."""
+    """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH)."""
     collect_episodes: int | None = None
     """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
     collect_workers: int = available_cores()
@@ -557,9 +557,12 @@ def main(args: Args) -> None:
         return jax.vmap(sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
 
     on_cpu = jax.default_backend() == "cpu"
+    evaluator = Evaluator(
+        spec, args.eval_episodes, seed=args.seed, num_envs=args.eval_envs, dataset_path=run.dataset_path
+    )
     with (
         contextlib.closing(run),
-        contextlib.closing(Evaluator(spec, args.eval_episodes, seed=args.seed, num_envs=args.eval_envs)) as evaluator,
+        contextlib.closing(evaluator),
         session.StopSignals() as stop,
         session.Progress(args.offline_steps, initial=step, seconds=run.seconds, on_cpu=on_cpu) as progress,
     ):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from common import collect
+from common import collect, minari_data
 from common.env_ids import EnvSpec
 from common.envs import make_env
 from common.errors import UserError, describe_os_error
@@ -78,7 +78,7 @@ def load(
 
     Args:
         spec: environment and task.
-        dataset_path: this file and no other, if given.
+        dataset_path: this file (for Minari, folder) and no other, if given.
         dataset_dir: folder that is searched, downloaded to and collected into.
         source: 'auto' takes a file that is there, else downloads, else collects; the others do only what they say.
         collect_episodes: size of a collected data set; the official size if None.
@@ -90,8 +90,8 @@ def load(
     Raises:
         UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
     """
-    if spec.suite != "ogbench":
-        raise UserError(f"{spec.name}: D4RL data sets through Minari are not supported yet; OGBench names are")
+    if spec.suite == "d4rl":
+        return _load_minari(spec, dataset_path, source)
     if dataset_path is not None:
         path = dataset_path.expanduser()
         if not path.is_file():
@@ -99,6 +99,21 @@ def load(
     else:
         path = _locate(spec, dataset_dir.expanduser(), source, collect_episodes, collect_workers)
     return read_ogbench(spec, path), provenance(path)
+
+
+def _load_minari(spec: EnvSpec, dataset_path: pathlib.Path | None, source: DataSource) -> tuple[Dataset, Provenance]:
+    """A D4RL or other Minari data set; `dataset_path` is a folder here."""
+    if source == "collect":
+        raise UserError(f"--data-source collect: {spec.name} is a Minari data set, which cannot be collected here")
+    if dataset_path is None:
+        path = minari_data.locate(spec, may_download=True, must_download=source == "download")
+    else:
+        path = dataset_path.expanduser()
+        if not (path / "data").is_dir():
+            raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
+    arrays = minari_data.read(path)
+    arrays["actions"] = np.clip(arrays["actions"], -ACTION_BOUND, ACTION_BOUND)
+    return Dataset(**arrays), minari_data.provenance(spec, path)
 
 
 def provenance(path: pathlib.Path) -> Provenance:
@@ -121,6 +136,8 @@ def describe_source(origin: Provenance) -> str:
         return (
             f"collected: {origin['episodes']} (official: {origin['official_episodes']}) episodes, seed {origin['seed']}"
         )
+    if origin["source"] == "minari":
+        return f"Minari: {origin['dataset']}, {origin['episodes']} episodes"
     return origin["source"]
 
 

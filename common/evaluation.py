@@ -1,6 +1,7 @@
 """Evaluates a policy in the real environments, in parallel."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 
 import gymnasium
@@ -9,6 +10,7 @@ import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from jaxtyping import Float, Int
 
+from common import minari_data
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
 from common.errors import UserError
@@ -27,14 +29,25 @@ class Evaluator:
     e + 2n, ...: never 'the first to finish', which would favour short episodes.
     """
 
-    def __init__(self, spec: EnvSpec, episodes: int, *, seed: int, num_envs: int | None = None):
+    def __init__(
+        self,
+        spec: EnvSpec,
+        episodes: int,
+        *,
+        seed: int,
+        num_envs: int | None = None,
+        dataset_path: pathlib.Path | None = None,
+    ):
         """Args:
         spec: environment.
         episodes: episodes an evaluation.
         seed: seed of the start states.
         num_envs: parallel environments, one process each; one for each core if None.
+        dataset_path: folder of the Minari data set, which names the environment; OGBench needs none.
         """
         self.spec = spec
+        self.dataset_path = dataset_path
+        self.reference_scores = None if spec.suite == "ogbench" else minari_data.reference_scores(spec, dataset_path)
         self.num_envs = min(num_envs or available_cores(), episodes)
         self.episode_seeds = [
             int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)
@@ -49,8 +62,8 @@ class Evaluator:
             should_stop: asked at every step.
 
         Returns:
-            Means over episodes: success in percent (at the end of the episode), return (undiscounted), length in steps.
-            None if it was stopped.
+            Means over episodes: success in percent (where the environment tells it), normalised score in percent (where
+            there are reference scores), return (undiscounted), length in steps. None if it was stopped.
 
         Raises:
             UserError: a worker process died.
@@ -97,16 +110,16 @@ class Evaluator:
                         self.episode_seeds[i] if again else None for i, again in zip(episode, restart, strict=True)
                     ]
                     observations, _ = envs.reset(seed=seeds, options={"reset_mask": restart})
-        return {
-            "evaluation/success": 100 * float(successes.mean()),
-            "evaluation/return": float(returns.mean()),
-            "evaluation/length": float(lengths.mean()),
-        }
+        result = {} if np.isnan(successes).all() else {"evaluation/success": 100 * float(np.nanmean(successes))}
+        if self.reference_scores is not None:
+            low, high = self.reference_scores
+            result["evaluation/normalized_score"] = 100 * (float(returns.mean()) - low) / (high - low)
+        return result | {"evaluation/return": float(returns.mean()), "evaluation/length": float(lengths.mean())}
 
     def start(self) -> gymnasium.vector.VectorEnv:
         """Start the worker processes, unless they are running."""
         if self._envs is None:
-            make = [functools.partial(make_evaluation_env, self.spec)] * self.num_envs
+            make = [functools.partial(make_evaluation_env, self.spec, self.dataset_path)] * self.num_envs
             if self.num_envs == 1:
                 self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
             else:  # spawned, so that no worker inherits JAX's threads or touches the accelerator

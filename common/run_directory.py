@@ -22,8 +22,15 @@ from common.machine import describe_device
 
 TABLES = ("train", "eval", "time")
 HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
-SCORES = {"evaluation/success": "success (%)"}  # metrics that are scores, and what people call them
-PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium")
+SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
+    "evaluation/normalized_score": "normalised score (%)",
+    "evaluation/success": "success (%)",
+    "evaluation/return": "return",
+}
+PACKAGES = {
+    "ogbench": ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium"),
+    "d4rl": ("jax", "jaxlib", "equinox", "optax", "numpy", "minari", "mujoco", "gymnasium", "gymnasium-robotics"),
+}
 
 Row = dict[str, float | int]
 Args = typing.TypeVar("Args")
@@ -72,7 +79,7 @@ class RunDirectory:
             "args": dataclasses.asdict(args),
             "origins": origins,
             "dataset": provenance,
-            "versions": {package: metadata.version(package) for package in PACKAGES},
+            "versions": {package: metadata.version(package) for package in PACKAGES[spec.suite]},
             "device": describe_device(),
             "started": f"{now:%Y-%m-%d %H:%M:%S}",
         }

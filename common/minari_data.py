@@ -1,0 +1,260 @@
+"""D4RL, and any other data set of continuous control, through Minari: data, environments, reference scores.
+
+The sets are re-collections (AntMaze) or replays (Adroit) of D4RL's: results on them are marked as Minari's. What
+differs from D4RL, or would go wrong unnoticed, has 'Trap' beside it.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from common.env_ids import EnvSpec
+from common.errors import UserError
+from common.files import sha256
+
+GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")  # of a goal-conditioned observation, in this order
+# D4RL's returns of a random and an expert policy.
+REFERENCE_SCORES = {
+    "pen": (96.262799, 3076.8331),
+    "door": (-56.512833, 2880.5693),
+    "hammer": (-274.856578, 12794.1348),
+    "relocate": (-6.425911, 4233.8778),
+}
+INSTALL = 'pip install "minari[hdf5,hf]" "gymnasium-robotics<=1.4.2"'
+ONLINE_TIMEOUT_S = 5
+
+
+def locate(spec: EnvSpec, *, may_download: bool, must_download: bool) -> pathlib.Path:
+    """The folder of a data set: what Minari has on this machine, else its own download.
+
+    Args:
+        spec: environment.
+        may_download: whether the network may be asked for a set that is not here.
+        must_download: whether a set that is here is fetched again.
+
+    Raises:
+        UserError: a package is missing; the set is not here and cannot be fetched.
+    """
+    minari = import_minari()
+    path = minari.storage.get_dataset_path(spec.name)
+    if (path / "data").is_dir() and not must_download:
+        print(f"data: found {path}", flush=True)
+        return path
+    advice = (
+        f"where there is a network, run `minari download {spec.name}`, and put its folder here as {path}, or name the "
+        f"folder that holds D4RL/: MINARI_DATASETS_PATH (now {os.environ.get('MINARI_DATASETS_PATH', 'unset')})"
+    )
+    if not may_download:
+        raise UserError(f"{spec.name} is not on this machine; {advice}")
+    print(f"data: downloading {spec.name} with Minari", flush=True)
+    try:
+        _check_connection()
+        minari.download_dataset(spec.name, force_download=must_download)
+    except Exception as error:  # of whatever its storage is built on; all of them mean that there is no data
+        raise UserError(f"could not download {spec.name} ({_first_line(error)}); {advice}") from error
+    return path
+
+
+def _check_connection() -> None:
+    """Fail at once where there is no network: the client tries again for half a minute, and says so each time."""
+    import requests
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    requests.head("https://huggingface.co", timeout=ONLINE_TIMEOUT_S)
+
+
+def _first_line(error: Exception) -> str:
+    name = type(error).__name__
+    if "Connection" in name or "Timeout" in name:
+        return f"no connection to huggingface.co: {name}"
+    return f"{name}: {(str(error).splitlines() or [''])[0]}"
+
+
+def import_minari() -> Any:
+    """The package that reads the data.
+
+    Raises:
+        UserError: it, or what it stores data with, is missing.
+    """
+    try:
+        import h5py  # noqa: F401 (Minari asks for it late)
+        import minari
+    except ImportError as error:
+        raise UserError(f"D4RL needs Minari ({error.name} is missing): {INSTALL}") from error
+    return minari
+
+
+def _register_environments() -> None:
+    """Make Adroit and AntMaze known to Gymnasium.
+
+    Raises:
+        UserError: the package is missing, or too new. Trap: after 1.4.2 it has no AdroitHand*-v1, which the data names.
+    """
+    try:
+        # On import it prints that rewards of v1 changed in 1.2.1: the data has been replayed with those.
+        with contextlib.redirect_stderr(io.StringIO()):
+            import gymnasium_robotics
+    except ImportError as error:
+        raise UserError(f"D4RL needs gymnasium-robotics ({error.name} is missing): {INSTALL}") from error
+    gymnasium.register_envs(gymnasium_robotics)
+    if "AdroitHandPen-v1" not in gymnasium.registry:
+        raise UserError(f"this gymnasium-robotics has no AdroitHand*-v1, which the data was made in: {INSTALL}")
+
+
+def _open(path: pathlib.Path) -> Any:
+    minari = import_minari()
+    try:
+        return minari.MinariDataset(path / "data")
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{path}: not a Minari data set, or damaged ({_first_line(error)})") from error
+
+
+def provenance(spec: EnvSpec, path: pathlib.Path) -> dict[str, Any]:
+    """Where a data set came from, as a run's config records it."""
+    dataset = _open(path)
+    return {
+        "source": "minari",
+        "dataset": dataset.id,
+        "episodes": int(dataset.total_episodes),
+        "algorithm": dataset.storage.metadata.get("algorithm_name", ""),
+        "path": str(path.resolve()),
+        "sha256": sha256(path / "data" / "main_data.hdf5"),
+    }
+
+
+def is_antmaze(dataset: Any) -> bool:
+    """Whether the rewards are AntMaze's 0 and 1 at the goal."""
+    env_spec = dataset.spec.env_spec
+    return env_spec is not None and env_spec.id.startswith("AntMaze_") and "Dense" not in env_spec.id
+
+
+def flatten_observation(observation: Any) -> np.ndarray:
+    """An observation as the networks take it, from one of an environment or, stacked, of a data set; float32.
+
+    Trap: AntMaze's is a dict, and the policy needs all of it: position (2), body (27) and goal (2).
+    """
+    if isinstance(observation, dict):
+        return np.concatenate([np.asarray(observation[key], np.float32) for key in GOAL_KEYS], axis=-1)
+    return np.asarray(observation, np.float32)
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a data set.
+
+    Returns:
+        `observations` [rows, o], `actions` [rows, a], `rewards` [rows], `masks` [rows], float32, and `transitions`
+        [transitions], int32: the rows that start one. Each episode of T steps has T + 1 rows.
+
+    Raises:
+        UserError: it is damaged, or not of continuous control.
+    """
+    dataset = _open(path)
+    _check_spaces(path, dataset)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "masks")}
+    starts, row = [], 0
+    try:
+        for number, episode in enumerate(dataset.iterate_episodes()):
+            observations = flatten_observation(episode.observations)
+            rewards, actions = np.asarray(episode.rewards), np.asarray(episode.actions)
+            masks = 1.0 - np.asarray(episode.terminations)
+            length = len(rewards)
+            if not len(observations) - 1 == len(actions) == len(masks) == length:
+                raise UserError(f"{path}: lengths of episode {number} do not agree; the file is damaged")
+            if is_antmaze(dataset):
+                # Traps: rewards are 1 at the goal and 0 elsewhere, where the papers use 0 and -1; and no episode
+                # ends at the goal, where the papers' do. What comes after the first success is another task's.
+                reached = np.flatnonzero(rewards > 0)
+                masks = 1.0 - (rewards > 0)
+                rewards = rewards - 1
+                length = reached[0] + 1 if reached.size else length
+            for name, array in (("observations", observations), ("actions", actions), ("rewards", rewards)):
+                if not np.isfinite(array).all():
+                    raise UserError(f"{path}: NaN or infinity in {name} of episode {number}")
+            if np.abs(actions).max(initial=0) > 1:
+                raise UserError(f"{path}: actions must lie in [-1, 1], episode {number} has {np.abs(actions).max():g}")
+            parts["observations"].append(observations[: length + 1])
+            for name, array in (("actions", actions), ("rewards", rewards), ("masks", masks)):
+                # The last row is only a successor: what stands there is never read.
+                padding = [(0, 1), *[(0, 0)] * (array.ndim - 1)]
+                parts[name].append(np.pad(array[:length].astype(np.float32), padding))
+            starts.append(np.arange(row, row + length, dtype=np.int32))
+            row += length + 1
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged ({_first_line(error)})") from error
+    if not starts or not sum(map(len, starts)):
+        raise UserError(f"{path}: it holds no transition")
+    return {**{name: np.concatenate(arrays) for name, arrays in parts.items()}, "transitions": np.concatenate(starts)}
+
+
+def _check_spaces(path: pathlib.Path, dataset: Any) -> None:
+    observations, actions = dataset.spec.observation_space, dataset.spec.action_space
+    boxes = [observations]
+    if isinstance(observations, gymnasium.spaces.Dict):
+        if set(observations.spaces) != set(GOAL_KEYS):
+            raise UserError(f"{path}: observations are a dict of {', '.join(observations.spaces)}; not supported")
+        boxes = list(observations.spaces.values())
+    if not all(isinstance(box, gymnasium.spaces.Box) and len(box.shape) == 1 for box in boxes):
+        raise UserError(f"{path}: observations are not vectors ({observations}); not supported")
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
+        raise UserError(f"{path}: actions are not vectors of real numbers ({actions}); not supported")
+    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
+        raise UserError(f"{path}: the action space must be [-1, 1], it is {actions}")
+
+
+def make_env(path: pathlib.Path) -> gymnasium.Env:
+    """The environment that policies trained on a data set are judged in.
+
+    Raises:
+        UserError: the data set names none, or it cannot be made here.
+    """
+    dataset = _open(path)
+    if dataset.spec.env_spec is None:
+        raise UserError(f"{path}: the data set names no environment to evaluate in")
+    _register_environments()
+    changes: dict[str, Any] = {"disable_env_checker": True}
+    if dataset.spec.env_spec.id.startswith("AdroitHandPen-"):
+        changes["max_episode_steps"] = 100  # Trap: D4RL's horizon; gymnasium-robotics has 200
+    if is_antmaze(dataset) and "UMaze" in dataset.spec.env_spec.id:
+        changes["maze_map"] = umaze_evaluation_map(dataset)
+    try:
+        has_own = dataset.storage.metadata.get("eval_env_spec") is not None
+        return dataset.recover_environment(eval_env=has_own, **changes)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        raise UserError(f"{path}: its environment cannot be made here ({_first_line(error)})") from error
+
+
+def umaze_evaluation_map(dataset: Any) -> list[list[Any]]:
+    """The maze to evaluate in.
+
+    Trap: the evaluation maps of both umaze sets are mirror images of the maze that the data was collected in, so that a
+    policy that knows the way would walk into a wall. The training map it is; where it fixes neither start nor goal
+    (umaze-diverse), those of the evaluation map are mirrored into it.
+    """
+    from gymnasium_robotics.envs.maze.maps import U_MAZE
+
+    training = dataset.spec.env_spec.kwargs.get("maze_map", copy.deepcopy(U_MAZE))
+    evaluation = dataset.storage.metadata.get("eval_env_spec")
+    if evaluation is None or any(isinstance(cell, str) for row in training for cell in row):
+        return training
+    mirrored = [row[::-1] for row in json.loads(evaluation)["kwargs"].get("maze_map", training)]
+    walls, mirrored_walls = ([[cell == 1 for cell in row] for row in maze] for maze in (training, mirrored))
+    return mirrored if mirrored_walls == walls else training
+
+
+def reference_scores(spec: EnvSpec, path: pathlib.Path) -> tuple[float, float] | None:
+    """Returns that a normalised score maps to 0 and 100; none where scores are success rates, or nothing is known."""
+    if spec.family.startswith("antmaze"):
+        return None
+    if spec.family.split("-")[0] in REFERENCE_SCORES:
+        return REFERENCE_SCORES[spec.family.split("-")[0]]
+    metadata = _open(path).storage.metadata
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    return None if low is None or high is None or low == high else (float(low), float(high))
