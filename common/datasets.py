@@ -112,6 +112,8 @@ def _load_minari(spec: EnvSpec, dataset_path: pathlib.Path | None, source: DataS
         if not (path / "data").is_dir():
             raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
     arrays = minari_data.read(path)
+    env = minari_data.make_env(path)  # what evaluation will need is missed now, not after the first 100,000 updates
+    env.close()
     arrays["actions"] = np.clip(arrays["actions"], -ACTION_BOUND, ACTION_BOUND)
     return Dataset(**arrays), minari_data.provenance(spec, path)
 

@@ -211,7 +211,7 @@ def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
 
 NONSENSE = [
     (("--env-id", "cube-dubble"), "the nearest known names are cube-double"),
-    (("--env-id", "pen-human"), "not supported yet"),
+    (("--env-id", "pen-human", "--data-source", "collect"), "cannot be collected here"),
     (("--batch-size", 0), "--batch-size 0: out of range"),
     (("--discount", 1.5), "--discount 1.5: out of range"),
     (("--num-candidates", 0), "--num-candidates 0: out of range"),

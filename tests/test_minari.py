@@ -1,0 +1,274 @@
+"""D4RL through Minari: real data sets, made here in the real environments."""
+
+import json
+import pathlib
+import warnings
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from conftest import environment, run_script
+
+from common import datasets, minari_data
+from common.env_ids import D4RL_MINARI_IDS, resolve
+from common.envs import make_evaluation_env
+from common.errors import UserError
+from common.evaluation import Evaluator
+from common.run_directory import read_table
+
+minari_data._register_environments()
+MIRRORED_UMAZE = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]  # Minari's
+
+
+def collect(name: str, env: gymnasium.Env, episodes: int, options=lambda episode: None, **metadata) -> None:
+    import minari
+
+    collector = minari.DataCollector(env)
+    for episode in range(episodes):
+        collector.reset(seed=episode, options=options(episode))
+        env.action_space.seed(episode)
+        over = False
+        while not over:
+            *_, terminated, truncated, _ = collector.step(env.action_space.sample())
+            over = terminated or truncated
+    collector.create_dataset(name, **metadata)
+    collector.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """AntMaze: 6 episodes, every second one starts at the goal's cell. Pen: 3 episodes. Hopper: terminates."""
+    folder = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        maze = {"continuing_task": True, "reset_target": False, "max_episode_steps": 60}
+        env = gymnasium.make("AntMaze_UMaze-v4", **maze)
+        env.unwrapped.position_noise_range = 0.1  # near enough that some of these episodes reach the goal
+        collect(
+            "D4RL/antmaze/umaze-diverse-v1",
+            env,
+            6,
+            lambda i: {"goal_cell": np.array([1, 1]), "reset_cell": np.array([[3, 1], [1, 1]][i % 2])},
+            eval_env=gymnasium.make("AntMaze_UMaze-v4", maze_map=MIRRORED_UMAZE, **maze).spec,
+        )
+        collect("D4RL/pen/human-v2", gymnasium.make("AdroitHandPen-v1", max_episode_steps=150), 2)
+        collect("toys/hopper/random-v0", gymnasium.make("Hopper-v5"), 4, ref_min_score=10.0, ref_max_score=110.0)
+        collect("toys/pendulum/random-v0", gymnasium.make("InvertedPendulum-v5"), 1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def datasets_path(folder, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
+
+
+def load(env_id: str, path: pathlib.Path | None = None):
+    return datasets.load(
+        resolve(env_id),
+        dataset_path=path,
+        dataset_dir=pathlib.Path("nowhere"),
+        source="auto",
+        collect_episodes=None,
+        collect_workers=1,
+    )
+
+
+def episodes_of(folder: pathlib.Path, name: str) -> list[h5py.Group]:
+    file = h5py.File(folder / name / "data" / "main_data.hdf5")
+    return [file[f"episode_{i}"] for i in range(len(file))]
+
+
+def test_antmaze_is_relabelled_and_cut_at_the_first_success(folder):
+    data, provenance = load("antmaze-umaze-diverse")
+    assert (data.observation_dim, data.action_dim) == (31, 8)
+    row, reached = 0, 0
+    for episode in episodes_of(folder, "D4RL/antmaze/umaze-diverse-v1"):
+        rewards = episode["rewards"][:]
+        length = int(rewards.argmax()) + 1 if rewards.any() else len(rewards)
+        reached += bool(rewards.any())
+        goal, body, position = (
+            episode["observations"][key][: length + 1] for key in ("desired_goal", "observation", "achieved_goal")
+        )
+        rows = slice(row, row + length + 1)
+        np.testing.assert_array_equal(
+            data.observations[rows], np.concatenate([position, body, goal], -1).astype(np.float32)
+        )
+        np.testing.assert_array_equal(data.rewards[row : row + length], rewards[:length] - 1)
+        np.testing.assert_array_equal(data.masks[row : row + length], 1 - rewards[:length])
+        assert not rewards[: length - 1].any()
+        row += length + 1
+    assert row == len(data.observations)  # nothing after the first success
+    assert 0 < reached < 6
+    assert (data.masks[data.transitions] == 0).sum() == reached
+    assert row - 1 not in data.transitions  # no transition starts at the last observation
+    assert len(data.transitions) == row - 6
+    assert provenance["source"] == "minari"
+    assert datasets.describe_source(provenance) == "Minari: D4RL/antmaze/umaze-diverse-v1, 6 episodes"
+
+
+def test_umaze_is_evaluated_on_the_training_map(folder):
+    env = minari_data.make_env(folder / "D4RL/antmaze/umaze-diverse-v1")
+    maze = env.unwrapped.maze.maze_map
+    env.close()
+    assert maze == [[1, 1, 1, 1, 1], [1, "r", 0, 0, 1], [1, 1, 1, 0, 1], [1, "g", 0, 0, 1], [1, 1, 1, 1, 1]]
+
+
+def test_a_training_map_with_its_own_goal_is_kept(folder):
+    dataset = minari_data._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    own = [[1, 1, 1, 1, 1], [1, "g", 0, 0, 1], [1, 1, 1, 0, 1], [1, "r", 0, 0, 1], [1, 1, 1, 1, 1]]
+    dataset.spec.env_spec.kwargs["maze_map"] = own
+    assert minari_data.umaze_evaluation_map(dataset) == own
+
+
+def test_antmaze_ends_at_its_first_success_and_scores_it(folder, monkeypatch):
+    spec, path = resolve("antmaze-umaze-diverse"), folder / "D4RL/antmaze/umaze-diverse-v1"
+    env = make_evaluation_env(spec, path)
+    first, _ = env.reset(seed=5)
+    again, _ = env.reset(seed=5)
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (31,)
+    assert np.abs(first[:2] - env.unwrapped.maze.unique_reset_locations[0]).max() < 1.5  # position first, ..
+    assert np.abs(first[-2:] - env.unwrapped.maze.unique_goal_locations[0]).max() < 1.5  # .. goal last
+    assert not env.step(np.zeros(8, np.float32))[2]
+    env.unwrapped.goal = env.unwrapped.ant_env.data.qpos[:2].copy()  # the goal comes to the ant
+    *_, terminated, truncated, info = env.step(np.zeros(8, np.float32))
+    assert (terminated, truncated, info) == (True, False, {"success": 1.0})
+    env.close()
+
+    evaluator = Evaluator(spec, 2, seed=0, num_envs=1, dataset_path=path)
+    result = evaluator(lambda observations, *_: np.zeros((len(observations), 8), np.float32))
+    evaluator.close()
+    assert result == {"evaluation/success": 0, "evaluation/return": 0, "evaluation/length": 60}
+
+
+def test_pen_ends_after_100_steps_and_is_scored_by_d4rls_references(folder):
+    spec, path = resolve("pen-human"), folder / "D4RL/pen/human-v2"
+    data, _ = load("pen-human")
+    np.testing.assert_array_equal(data.masks[data.transitions], 1)  # never terminates
+    episodes = episodes_of(folder, "D4RL/pen/human-v2")
+    np.testing.assert_allclose(data.rewards[data.transitions], np.concatenate([e["rewards"][:] for e in episodes]))
+    np.testing.assert_allclose(
+        data.observations[data.transitions + 1],
+        np.concatenate([e["observations"][1:] for e in episodes]),
+        rtol=1e-6,
+        atol=1e-12,
+    )
+    evaluator = Evaluator(spec, 2, seed=0, num_envs=1, dataset_path=path)
+    result = evaluator(lambda observations, *_: np.zeros((len(observations), 24), np.float32))
+    evaluator.close()
+    assert result["evaluation/length"] == 100
+    score = 100 * (result["evaluation/return"] - 96.262799) / (3076.8331 - 96.262799)
+    assert result["evaluation/normalized_score"] == pytest.approx(score)
+
+
+def test_any_other_set_works_by_its_id(folder):
+    data, _ = load("toys/hopper/random-v0")
+    terminations = np.concatenate([e["terminations"][:] for e in episodes_of(folder, "toys/hopper/random-v0")])
+    assert terminations.sum() == 4
+    np.testing.assert_array_equal(data.masks[data.transitions], 1.0 - terminations)
+    spec = resolve("toys/hopper/random-v0")
+    evaluator = Evaluator(spec, 1, seed=0, num_envs=1, dataset_path=folder / spec.name)
+    result = evaluator(lambda observations, *_: np.zeros((len(observations), 3), np.float32))
+    evaluator.close()
+    assert "evaluation/success" not in result  # the environment knows no success
+    assert result["evaluation/normalized_score"] == pytest.approx(result["evaluation/return"] - 10)
+
+
+@pytest.mark.parametrize("name", sorted(D4RL_MINARI_IDS))
+def test_every_d4rl_name_has_its_references(name):
+    spec = resolve(name)
+    assert spec.name.startswith("D4RL/")
+    scores = minari_data.reference_scores(spec, pathlib.Path("nowhere"))
+    assert (scores is None) == name.startswith("antmaze")
+
+
+def test_what_is_not_continuous_control_in_the_unit_box_is_refused():
+    with pytest.raises(UserError, match=r"the action space must be \[-1, 1\]"):
+        load("toys/pendulum/random-v0")
+
+
+def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Path:
+    import shutil
+
+    shutil.copytree(folder / "D4RL/pen/human-v2", target)
+    file = target / "data" / "main_data.hdf5"
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-5000])
+    elif kind == "metadata":
+        (target / "data" / "metadata.json").write_text("{")
+    else:
+        with h5py.File(file, "r+") as data:
+            data["episode_1"]["actions" if kind == "range" else "observations"][3, 2] = {"nan": np.nan, "range": 1.5}[
+                kind
+            ]
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "damaged"),
+        ("metadata", "damaged"),
+        ("nan", "NaN or infinity in observations of episode 1"),
+        ("range", r"\[-1, 1\], episode 1 has 1.5"),
+    ],
+)
+def test_damage_is_refused(folder, tmp_path, kind, message):
+    with pytest.raises(UserError, match=message):
+        load("pen-human", damaged(folder, tmp_path / "set", kind))
+
+
+def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
+    import requests
+
+    def no_network(*args, **kwargs):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "head", no_network)
+    with pytest.raises(UserError) as error:
+        load("door-cloned")
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ("no connection", "minari download D4RL/door/cloned-v2", str(folder / "D4RL/door/cloned-v2")):
+        assert part in message
+    with pytest.raises(UserError, match="cannot be collected here"):
+        datasets.load(
+            resolve("door-cloned"),
+            dataset_path=None,
+            dataset_dir=folder,
+            source="collect",
+            collect_episodes=None,
+            collect_workers=1,
+        )
+
+
+@pytest.mark.parametrize("package", ["minari", "h5py", "gymnasium_robotics"])
+def test_a_missing_package_is_one_line_and_only_for_d4rl(tmp_path, monkeypatch, package):
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert environment()["PYTHONPATH"] == str(tmp_path)
+    result = run_script("--env-id", "pen-human", "--run-dir", tmp_path / "run")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert f"{package} is missing" in result.stderr
+    assert "pip install" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert run_script("--env-id", "cube-single", "--print-config").returncode == 0
+
+
+@pytest.mark.parametrize(("script", "env_id"), [("drol.py", "pen-human"), ("fql.py", "antmaze-umaze-diverse")])
+def test_training_and_evaluation_and_resumption(tmp_path, script, env_id):
+    path = tmp_path / "run"
+    settings = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 2, "--eval-envs", 2)
+    steps = ("--offline-steps", 100, "--log-interval", 50)
+    result = run_script("--env-id", env_id, *settings, *steps, "--run-dir", path, script=script)
+    assert result.returncode == 0, result.stderr
+    assert "Minari: D4RL/" in result.stdout
+    assert "done: " + ("normalised score" if env_id == "pen-human" else "success") in result.stdout
+    (row,) = read_table(path / "eval.csv")
+    assert row["evaluation/length"] == (100 if env_id == "pen-human" else 60)
+    assert "gymnasium-robotics" in json.loads((path / "config.json").read_text())["versions"]
+    (path / "eval.csv").unlink()
+    assert run_script("--resume", path, script=script).returncode == 0
+    assert read_table(path / "eval.csv") == [row]
