@@ -3,17 +3,35 @@
 import re
 import shlex
 import stat
+import sys
 
 import pytest
 import tyro
 from conftest import REPOSITORY
 
 import drol
+import fql
 from common import collect
 
+sys.path.insert(0, str(REPOSITORY / "results"))
+
+import make
+import plot
+import speed
+import table
+
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-PROGRAMS = {"drol.py": drol.Args, "common.collect": collect.Args}
+PAGES = README + (REPOSITORY / "results" / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) for line in block.splitlines()]
+PROGRAMS = {
+    "drol.py": drol.Args,
+    "fql.py": fql.Args,
+    "common.collect": collect.Args,
+    "results/plot.py": plot.Args,
+    "results/table.py": table.Args,
+    "results/speed.py": speed.Args,
+    "results/make.py": make.Args,
+}
 
 
 def arguments(line: str) -> tuple[type, list[str]] | None:
@@ -46,5 +64,5 @@ def test_ci_runs_the_readmes_test_command():
 def test_every_option_named_in_the_text_exists():
     known = {name.replace("_", "-") for args_class in PROGRAMS.values() for name in args_class.__dataclass_fields__}
     known |= {"help"}
-    for option in re.findall(r"--([a-z][a-z-]+)", README):
+    for option in re.findall(r"--([a-z][a-z-]+)", PAGES):
         assert option.removeprefix("no-") in known, option
