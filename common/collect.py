@@ -1,4 +1,4 @@
-"""Collects OGBench data sets on this machine with the scripted oracles that the ogbench package ships.
+"""Collects OGBench data sets on this machine: with the scripted oracles that the ogbench package ships, or an ant.
 
     python -m common.collect --env-id cube-double --episodes 1000
 
@@ -30,6 +30,7 @@ from common.errors import UserError, describe_os_error, exit_in_one_line
 from common.files import sha256, write_whole
 from common.machine import available_cores
 
+ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
 
 # The oracles and OGBench's mazes draw from NumPy's global generator, which `collect_episode` seeds.
@@ -69,7 +70,9 @@ def official_size(spec: EnvSpec) -> Size:
     check_collectable(spec)
     if spec.dataset_type == "stitch":
         return Size(5000, 201)
-    if spec.env_name == "pointmaze-giant":
+    if spec.dataset_type == "explore":
+        return Size(10_000, 501)
+    if spec.env_name in ("pointmaze-giant", "antmaze-giant"):
         return Size(500, 2001)
     if spec.env_name in ("cube-triple", "puzzle-4x5"):
         return Size(3000, 1001)
@@ -79,16 +82,16 @@ def official_size(spec: EnvSpec) -> Size:
 
 
 def is_collectable(spec: EnvSpec) -> bool:
-    """Whether the ogbench package ships a scripted oracle for this environment."""
-    return spec.suite == "ogbench" and spec.env_name.startswith(("cube", "scene", "puzzle", "pointmaze"))
+    """Whether there is an oracle for this environment: ogbench's scripted ones, or the trained ant."""
+    return spec.suite == "ogbench" and spec.env_name.startswith(("cube", "scene", "puzzle", "pointmaze", "antmaze"))
 
 
 def check_collectable(spec: EnvSpec) -> None:
-    """Raises `UserError` where there is no scripted oracle."""
+    """Raises `UserError` where there is no oracle."""
     if not is_collectable(spec):
         raise UserError(
-            f"{spec.name}: no scripted oracle collects this data (there are some for cube, scene, puzzle, pointmaze); "
-            "supply the official file with --dataset-path or in --dataset-dir"
+            f"{spec.name}: no oracle collects this data (there are some for cube, scene, puzzle and the point and ant "
+            "mazes); supply the official file with --dataset-path or in --dataset-dir"
         )
 
 
@@ -170,7 +173,7 @@ def collect(
         "episode_steps": size.episode_steps,
         "official_episodes": size.episodes,
         "seed": seed,
-        "oracle": "scripted oracles of the ogbench package",
+        "oracle": describe_oracle(spec),
         "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
     }
     splits = {path: collected[:episodes]}
@@ -186,6 +189,15 @@ def collect(
         f"collected {steps:,} transitions in {_minutes(seconds)} ({steps / seconds:.0f} a second): {path}", flush=True
     )
     return path
+
+
+def describe_oracle(spec: EnvSpec) -> str:
+    """Who acted, for the provenance of a data set."""
+    if spec.env_name.startswith("antmaze"):
+        return (
+            f"trained ant (common/experts/{ANT.name}, SHA-256 {sha256(ANT)}), directed by the ogbench package's oracle"
+        )
+    return "scripted oracles of the ogbench package"
 
 
 def _write_with_provenance(arrays: Episode, path: pathlib.Path, provenance: dict, temporary: pathlib.Path) -> None:
@@ -208,7 +220,7 @@ def _start_worker(spec: EnvSpec, episode_steps: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _collect_episode
-    recipe = pointmaze_recipe if spec.env_name.startswith("pointmaze") else manipulation_recipe
+    recipe = maze_recipe if spec.env_name.startswith(("pointmaze", "antmaze")) else manipulation_recipe
     _collect_episode = recipe(spec, episode_steps)
 
 
@@ -323,10 +335,32 @@ def manipulation_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episo
     return collect_healthy_episode if is_scene else collect_episode
 
 
-def pointmaze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
-    """Pointmaze: walk towards the oracle's next subgoal with N(0, 0.5) action noise (OGBench's generate_locomaze.py).
+def load_ant() -> Callable[[np.ndarray], np.ndarray]:
+    """The trained ant: the mode of its policy, from the ant's state without its position (27) and a direction (2).
 
-    'navigate' draws a new goal at every success; 'stitch' goes to a cell four steps away and stays there.
+    Two hidden layers with GELU (tanh approximation), tanh at the end (see experts/README.md).
+    """
+    with np.load(ANT) as file:
+        weights = dict(file)
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi, dtype=np.float32) * (x + np.float32(0.044715) * x**3)))
+
+    def mode(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float32)
+        for layer in ("hidden0", "hidden1"):
+            x = gelu(x @ weights[f"{layer}_kernel"] + weights[f"{layer}_bias"])
+        return np.tanh(x @ weights["mean_kernel"] + weights["mean_bias"])
+
+    return mode
+
+
+def maze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
+    """Pointmaze and antmaze: go towards the oracle's next subgoal, with action noise (OGBench's generate_locomaze.py).
+
+    The point's action is the direction itself; the ant's is the mode of a policy that was trained to walk in a given
+    direction. 'navigate' draws a new goal at every success; 'stitch' goes to a cell four steps away and stays there;
+    'explore' takes a random direction every 10 steps, with much more noise.
 
     Returns:
         A function that collects one episode with what NumPy's global generator is seeded to.
@@ -341,6 +375,20 @@ def pointmaze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]
         return (all(vertical) and not any(horizontal)) or (all(horizontal) and not any(vertical))
 
     goal_cells = [cell for cell in cells if not is_corridor(*cell)]
+    if spec.env_name.startswith("antmaze"):
+        ant = load_ant()
+        noise = 1.0 if spec.dataset_type == "explore" else 0.2
+    else:
+        ant, noise = None, 0.5
+
+    def direction_to_subgoal() -> np.ndarray:
+        subgoal, _ = maze.get_oracle_subgoal(maze.get_xy(), maze.cur_goal_xy)
+        direction = subgoal - maze.get_xy()
+        return direction / (np.linalg.norm(direction) + 1e-6)
+
+    def random_direction() -> np.ndarray:
+        direction = np.random.randn(2)
+        return direction / np.linalg.norm(direction)
 
     def draw(candidates: list[tuple[int, int]]) -> tuple[int, int]:
         return candidates[np.random.randint(len(candidates))]
@@ -360,10 +408,13 @@ def pointmaze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]
         )
         done = False
         while not done:
-            subgoal, _ = maze.get_oracle_subgoal(maze.get_xy(), maze.cur_goal_xy)
-            direction = subgoal - maze.get_xy()
-            direction = direction / (np.linalg.norm(direction) + 1e-6)
-            action = np.clip(direction + np.random.normal(0, 0.5, direction.shape), -1, 1)
+            if spec.dataset_type != "explore":
+                direction = direction_to_subgoal()
+            elif len(rows["actions"]) % 10 == 0:
+                direction = random_direction()
+            # The oracle sees no position, only where to go.
+            mode = direction if ant is None else ant(np.concatenate([maze.get_ob(ob_type="states")[2:], direction]))
+            action = np.clip(mode + np.random.normal(0, noise, mode.shape), -1, 1)
             next_observation, _, terminated, truncated, info = env.step(action)
             done = terminated or truncated
             if info["success"] and spec.dataset_type == "navigate":

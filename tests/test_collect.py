@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import ogbench
 import pytest
@@ -104,7 +105,7 @@ def test_pointmaze_recipes_reach_goals(env_id):
     spec = resolve(env_id)
     env = make_env(f"{spec.env_name}-v0").unwrapped
     np.random.seed(1)
-    collect_episode = collect.pointmaze_recipe(spec, 400)
+    collect_episode = collect.maze_recipe(spec, 400)
     for _ in range(3):
         episode = collect_episode()
         path = episode["observations"]
@@ -114,6 +115,59 @@ def test_pointmaze_recipes_reach_goals(env_id):
             assert np.linalg.norm(path[-100:].max(0) - path[-100:].min(0)) < 6
         elif env_id == "pointmaze-medium":  # goes on to the next goal
             assert steps[-100:].mean() > 0.08
+
+
+def test_the_ant_is_its_networks_mode():
+    state = np.random.default_rng(0).normal(size=29)
+    with np.load(collect.ANT) as file:
+        weights = {key: file[key].astype(np.float64) for key in file}
+    x = state
+    for layer in ("hidden0", "hidden1"):
+        x = np.asarray(jax.nn.gelu(x @ weights[f"{layer}_kernel"] + weights[f"{layer}_bias"], approximate=True))
+    expected = np.tanh(x @ weights["mean_kernel"] + weights["mean_bias"])
+    np.testing.assert_allclose(collect.load_ant()(state), expected, atol=1e-5)
+
+
+def test_the_ant_walks_where_it_is_told_to_go():
+    env = make_env("antmaze-large-v0").unwrapped
+    ant = collect.load_ant()
+    for direction in ([1.0, 0.0], [-1.0, 0.0]):  # along a corridor of the maze, from its middle
+        env.reset(seed=0, options={"task_info": {"init_ij": (1, 3), "goal_ij": (1, 3)}})
+        start = env.get_xy()
+        for _ in range(60):
+            env.step(ant(np.concatenate([env.get_ob(ob_type="states")[2:], direction])))
+        moved = env.get_xy() - start
+        assert moved @ direction > 2, moved  # half a cell
+        assert abs(moved[1]) < 2
+
+
+@pytest.mark.parametrize("env_id", ["antmaze-medium", "antmaze-medium-stitch", "antmaze-medium-explore"])
+def test_antmaze_recipes(env_id):
+    spec = resolve(env_id)
+    maze = make_env(f"{spec.env_name}-v0").unwrapped
+    np.random.seed(2)
+    collect_episode = collect.maze_recipe(spec, 400)
+    episodes = [collect_episode() for _ in range(2)]
+    for episode in episodes:
+        assert episode["observations"].shape == (400, 29)
+        np.testing.assert_allclose(episode["observations"], np.hstack([episode["qpos"], episode["qvel"]]), rtol=1e-6)
+        assert all(maze.maze_map[maze.xy_to_ij(xy)] == 0 for xy in episode["observations"][:, :2])
+        assert np.abs(episode["actions"]).max() == 1
+    path = np.concatenate([np.diff(episode["observations"][:, :2], axis=0) for episode in episodes])
+    speed = np.linalg.norm(path, axis=1).mean()
+    saturated = np.mean([np.abs(episode["actions"]) == 1 for episode in episodes])
+    if env_id.endswith("explore"):
+        assert saturated > 0.25  # of noise with deviation 1
+        assert speed < 0.11
+    else:
+        assert saturated < 0.2
+        assert speed > 0.08
+    assert not np.array_equal(episodes[0]["observations"][0, :2], episodes[1]["observations"][0, :2])
+
+
+def test_the_ant_is_in_the_provenance():
+    assert "SHA-256" in collect.describe_oracle(resolve("antmaze-large"))
+    assert "scripted" in collect.describe_oracle(resolve("cube-double"))
 
 
 def test_official_sizes():
@@ -126,12 +180,16 @@ def test_official_sizes():
         "pointmaze-large": (1000, 1001),
         "pointmaze-giant": (500, 2001),
         "pointmaze-giant-stitch": (5000, 201),
+        "antmaze-medium": (1000, 1001),
+        "antmaze-giant": (500, 2001),
+        "antmaze-teleport-stitch": (5000, 201),
+        "antmaze-large-explore": (10000, 501),
     }
     for env_id, size in sizes.items():
         official = collect.official_size(resolve(env_id))
         assert (official.episodes, official.episode_steps) == size
-    with pytest.raises(UserError, match="no scripted oracle"):
-        collect.official_size(resolve("antmaze-large"))
+    with pytest.raises(UserError, match="no oracle collects"):
+        collect.official_size(resolve("humanoidmaze-large"))
 
 
 def test_as_a_program(tmp_path):

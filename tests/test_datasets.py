@@ -186,8 +186,8 @@ def test_without_a_connection_each_failure_is_one_line(tmp_path, monkeypatch, ca
     failures = [line for line in capfd.readouterr().out.splitlines() if "127.0.0.1" in line]
     assert len(failures) == 2
     assert all("no connection" in line for line in failures)
-    with pytest.raises(UserError, match="no scripted oracle"):
-        locate(tmp_path, env_id="antmaze-large")
+    with pytest.raises(UserError, match="no oracle collects"):
+        locate(tmp_path, env_id="humanoidmaze-large")
 
 
 def test_a_smaller_collection_is_not_taken_for_a_larger_one(tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ NONSENSE = [
     (("--resume", "no/such/run"), "not a run directory"),
     (("--resume", "tests"), "not a run directory"),
     (("--resume", "tests", "--seed", 3), "give no other argument"),
-    (("--env-id", "antmaze-large", "--data-source", "collect"), "no scripted oracle"),
+    (("--env-id", "humanoidmaze-large", "--data-source", "collect"), "no oracle collects"),
 ]
 
 
