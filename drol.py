@@ -172,14 +172,14 @@ def published_settings(args: Args, family: str) -> dict[str, Any]:
     Raises:
         UserError: DROL* is asked for, and the paper has no K for it, or another K is given.
     """
-    if args.drol_star and family not in PUBLISHED:
-        raise UserError(f"--drol-star: the paper has no tuned K for {family}; give --num-candidates")
-    if args.drol_star and args.num_candidates is not None:
-        raise UserError("--drol-star and --num-candidates: give one of them")
     if family not in PUBLISHED:
+        if args.drol_star:
+            raise UserError(f"--drol-star: the paper has no tuned K for {family}; give --num-candidates")
         return {}
     settings = PUBLISHED[family]._asdict()
     tuned_num_candidates = settings.pop("tuned_num_candidates")
+    if args.drol_star and args.num_candidates not in (None, tuned_num_candidates):
+        raise UserError("--drol-star and --num-candidates: give one of them")
     return settings | {"num_candidates": tuned_num_candidates if args.drol_star else 16}
 
 
@@ -204,14 +204,16 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
     Raises:
         UserError: a value is out of range.
     """
-    published = {**published_settings(args, spec.family), "offline_steps": OFFLINE_STEPS[spec.suite]}
+    published, defaults = published_settings(args, spec.family), DEFAULTS | {"offline_steps": OFFLINE_STEPS[spec.suite]}
+    if published:
+        published["offline_steps"] = OFFLINE_STEPS[spec.suite]
     values, origins = {}, {}
-    for name in (*DEFAULTS, "offline_steps"):
+    for name, default in defaults.items():
         values[name], origins[name] = getattr(args, name), "given"
         if values[name] is None and name in published:
             values[name], origins[name] = published[name], "published"
         elif values[name] is None:
-            values[name], origins[name] = DEFAULTS[name], "default"
+            values[name], origins[name] = default, "default"
     args = dataclasses.replace(args, **values)
 
     in_range = {

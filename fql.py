@@ -180,14 +180,16 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
     Raises:
         UserError: a value is out of range.
     """
-    published = {**published_settings(args, spec.family), "offline_steps": OFFLINE_STEPS[spec.suite]}
+    published, defaults = published_settings(args, spec.family), DEFAULTS | {"offline_steps": OFFLINE_STEPS[spec.suite]}
+    if published:
+        published["offline_steps"] = OFFLINE_STEPS[spec.suite]
     values, origins = {}, {}
-    for name in (*DEFAULTS, "offline_steps"):
+    for name, default in defaults.items():
         values[name], origins[name] = getattr(args, name), "given"
         if values[name] is None and name in published:
             values[name], origins[name] = published[name], "published"
         elif values[name] is None:
-            values[name], origins[name] = DEFAULTS[name], "default"
+            values[name], origins[name] = default, "default"
     args = dataclasses.replace(args, **values)
 
     in_range = {

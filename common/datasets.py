@@ -106,16 +106,14 @@ def _load_minari(spec: EnvSpec, dataset_path: pathlib.Path | None, source: DataS
     if source == "collect":
         raise UserError(f"--data-source collect: {spec.name} is a Minari data set, which cannot be collected here")
     if dataset_path is None:
-        path = minari_data.locate(spec, may_download=True, must_download=source == "download")
+        path = minari_data.locate(spec)
     else:
         path = dataset_path.expanduser()
         if not (path / "data").is_dir():
             raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
-    arrays = minari_data.read(path)
-    env = minari_data.make_env(path)  # what evaluation will need is missed now, not after the first 100,000 updates
-    env.close()
+    arrays = minari_data.read(spec, path)
     arrays["actions"] = np.clip(arrays["actions"], -ACTION_BOUND, ACTION_BOUND)
-    return Dataset(**arrays), minari_data.provenance(spec, path)
+    return Dataset(**arrays), minari_data.provenance(path)
 
 
 def provenance(path: pathlib.Path) -> Provenance:

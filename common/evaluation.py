@@ -62,8 +62,8 @@ class Evaluator:
             should_stop: asked at every step.
 
         Returns:
-            Means over episodes: success in percent (where the environment tells it), normalised score in percent (where
-            there are reference scores), return (undiscounted), length in steps. None if it was stopped.
+            Means over episodes: success in percent (of those of which the environment tells it), normalised score in
+            percent (where there are references), return (undiscounted), length in steps. None if it was stopped.
 
         Raises:
             UserError: a worker process died.

@@ -31,34 +31,30 @@ REFERENCE_SCORES = {
 }
 INSTALL = 'pip install "minari[hdf5,hf]" "gymnasium-robotics<=1.4.2"'
 ONLINE_TIMEOUT_S = 5
+# What HDF5, JSON and Minari raise on damaged files.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 
 
-def locate(spec: EnvSpec, *, may_download: bool, must_download: bool) -> pathlib.Path:
+def locate(spec: EnvSpec) -> pathlib.Path:
     """The folder of a data set: what Minari has on this machine, else its own download.
-
-    Args:
-        spec: environment.
-        may_download: whether the network may be asked for a set that is not here.
-        must_download: whether a set that is here is fetched again.
 
     Raises:
         UserError: a package is missing; the set is not here and cannot be fetched.
     """
     minari = import_minari()
     path = minari.storage.get_dataset_path(spec.name)
-    if (path / "data").is_dir() and not must_download:
+    if (path / "data").is_dir():
         print(f"data: found {path}", flush=True)
         return path
     advice = (
         f"where there is a network, run `minari download {spec.name}`, and put its folder here as {path}, or name the "
         f"folder that holds D4RL/: MINARI_DATASETS_PATH (now {os.environ.get('MINARI_DATASETS_PATH', 'unset')})"
     )
-    if not may_download:
-        raise UserError(f"{spec.name} is not on this machine; {advice}")
     print(f"data: downloading {spec.name} with Minari", flush=True)
     try:
-        _check_connection()
-        minari.download_dataset(spec.name, force_download=must_download)
+        if "MINARI_REMOTE" not in os.environ:
+            _check_connection()
+        minari.download_dataset(spec.name)
     except Exception as error:  # of whatever its storage is built on; all of them mean that there is no data
         raise UserError(f"could not download {spec.name} ({_first_line(error)}); {advice}") from error
     return path
@@ -114,20 +110,23 @@ def _open(path: pathlib.Path) -> Any:
     minari = import_minari()
     try:
         return minari.MinariDataset(path / "data")
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except ImportError as error:
+        raise UserError(f"{path}: its format needs another package ({_first_line(error)})") from error
+    except DAMAGE as error:
         raise UserError(f"{path}: not a Minari data set, or damaged ({_first_line(error)})") from error
 
 
-def provenance(spec: EnvSpec, path: pathlib.Path) -> dict[str, Any]:
-    """Where a data set came from, as a run's config records it."""
+def provenance(path: pathlib.Path) -> dict[str, Any]:
+    """Where a data set came from, as a run's config records it; the SHA-256 is that of the largest file."""
     dataset = _open(path)
+    files = [file for file in (path / "data").rglob("*") if file.is_file()]
     return {
         "source": "minari",
         "dataset": dataset.id,
         "episodes": int(dataset.total_episodes),
         "algorithm": dataset.storage.metadata.get("algorithm_name", ""),
         "path": str(path.resolve()),
-        "sha256": sha256(path / "data" / "main_data.hdf5"),
+        "sha256": sha256(max(files, key=lambda file: file.stat().st_size)),
     }
 
 
@@ -147,28 +146,41 @@ def flatten_observation(observation: Any) -> np.ndarray:
     return np.asarray(observation, np.float32)
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read a data set.
+def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a data set, and check it against the environment that its policies will be judged in.
 
     Returns:
         `observations` [rows, o], `actions` [rows, a], `rewards` [rows], `masks` [rows], float32, and `transitions`
         [transitions], int32: the rows that start one. Each episode of T steps has T + 1 rows.
 
     Raises:
-        UserError: it is damaged, or not of continuous control.
+        UserError: it is another data set, damaged, or not of continuous control; or its environment cannot be made.
     """
     dataset = _open(path)
+    if dataset.id != spec.name:
+        raise UserError(f"{path} holds {dataset.id}, not {spec.name}")
     _check_spaces(path, dataset)
+    env = make_env(path)  # if that fails, then now, and not after the first 100,000 updates
+    observation_dim, action_dim = gymnasium.spaces.flatdim(env.observation_space), env.action_space.shape[0]
+    env.close()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "masks")}
-    starts, row = [], 0
+    starts, row, steps = [], 0, 0
     try:
         for number, episode in enumerate(dataset.iterate_episodes()):
             observations = flatten_observation(episode.observations)
             rewards, actions = np.asarray(episode.rewards), np.asarray(episode.actions)
             masks = 1.0 - np.asarray(episode.terminations)
             length = len(rewards)
-            if not len(observations) - 1 == len(actions) == len(masks) == length:
-                raise UserError(f"{path}: lengths of episode {number} do not agree; the file is damaged")
+            shapes = {
+                "observations": (observations.shape, (length + 1, observation_dim)),
+                "actions": (actions.shape, (length, action_dim)),
+                "rewards": (rewards.shape, (length,)),
+                "terminations": (masks.shape, (length,)),
+            }
+            for name, (shape, expected) in shapes.items():
+                if shape != expected:
+                    raise UserError(f"{path}: {name} of episode {number} have shape {shape}, not {expected}")
+            steps += length
             if is_antmaze(dataset):
                 # Traps: rewards are 1 at the goal and 0 elsewhere, where the papers use 0 and -1; and no episode
                 # ends at the goal, where the papers' do. What comes after the first success is another task's.
@@ -188,8 +200,12 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 parts[name].append(np.pad(array[:length].astype(np.float32), padding))
             starts.append(np.arange(row, row + length, dtype=np.int32))
             row += length + 1
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: damaged ({_first_line(error)})") from error
+    if steps != dataset.storage.metadata.get("total_steps"):
+        raise UserError(
+            f"{path}: the metadata does not agree with its {len(starts)} episodes of {steps} steps; damaged"
+        )
     if not starts or not sum(map(len, starts)):
         raise UserError(f"{path}: it holds no transition")
     return {**{name: np.concatenate(arrays) for name, arrays in parts.items()}, "transitions": np.concatenate(starts)}
@@ -228,7 +244,8 @@ def make_env(path: pathlib.Path) -> gymnasium.Env:
     try:
         has_own = dataset.storage.metadata.get("eval_env_spec") is not None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Trap: AntMaze v4 is called out of date, but v5 adds contact forces
+            # Trap: AntMaze v4 is called out of date, but v5 adds contact forces.
+            warnings.filterwarnings("ignore", message=".*is out of date")
             return dataset.recover_environment(eval_env=has_own, **changes)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise UserError(f"{path}: its environment cannot be made here ({_first_line(error)})") from error
@@ -244,12 +261,17 @@ def umaze_evaluation_map(dataset: Any) -> list[list[Any]]:
     from gymnasium_robotics.envs.maze.maps import U_MAZE
 
     training = dataset.spec.env_spec.kwargs.get("maze_map", copy.deepcopy(U_MAZE))
-    evaluation = dataset.storage.metadata.get("eval_env_spec")
-    if evaluation is None or any(isinstance(cell, str) for row in training for cell in row):
+    if any(isinstance(cell, str) for row in training for cell in row):
         return training
-    mirrored = [row[::-1] for row in json.loads(evaluation)["kwargs"].get("maze_map", training)]
-    walls, mirrored_walls = ([[cell == 1 for cell in row] for row in maze] for maze in (training, mirrored))
-    return mirrored if mirrored_walls == walls else training
+    own = json.loads(dataset.storage.metadata.get("eval_env_spec", "{}")).get("kwargs", {}).get("maze_map", training)
+
+    def walls(maze: list[list[Any]]) -> list[list[bool]]:
+        return [[cell == 1 for cell in row] for row in maze]
+
+    for maze in (own, [row[::-1] for row in own], own[::-1]):
+        if walls(maze) == walls(training):
+            return maze
+    raise UserError("the evaluation map of this umaze set is neither its training map nor a mirror image of it")
 
 
 def reference_scores(spec: EnvSpec, path: pathlib.Path) -> tuple[float, float] | None:
@@ -260,4 +282,5 @@ def reference_scores(spec: EnvSpec, path: pathlib.Path) -> tuple[float, float] |
         return REFERENCE_SCORES[spec.family.split("-")[0]]
     metadata = _open(path).storage.metadata
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    return None if low is None or high is None or low == high else (float(low), float(high))
+    known = all(isinstance(score, int | float) for score in (low, high)) and low != high
+    return (float(low), float(high)) if known else None

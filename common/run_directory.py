@@ -228,7 +228,8 @@ class RunDirectory:
             steps = ", ".join(f"{row['step']:,}" for row in rows)
             metric = score_metric(rows)
             score = sum(row[metric] for row in rows) / len(rows)
-            print(f"done: {SCORES[metric]} {score:.1f}, mean of the evaluations after {steps} updates; {self.path}")
+            which = f"mean of the evaluations after {steps}" if len(rows) > 1 else f"evaluation after {steps}"
+            print(f"done: {SCORES[metric]} {score:.1f}, {which} updates; {self.path}")
         else:
             script = pathlib.Path(sys.argv[0]).name
             print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {self.path}")
@@ -245,8 +246,15 @@ def headline_evaluations(suite: str, evaluations: list[Row]) -> list[Row]:
 
 
 def score_metric(evaluations: list[Row]) -> str:
-    """The metric that is the score of these evaluations."""
-    return next(metric for metric in SCORES if metric in evaluations[0])
+    """The metric that is the score of these evaluations.
+
+    Raises:
+        KeyError: they have none.
+    """
+    for metric in SCORES:
+        if metric in evaluations[0]:
+            return metric
+    raise KeyError(f"none of {', '.join(SCORES)}")
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

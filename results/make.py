@@ -30,6 +30,9 @@ def main(args: Args) -> None:
     plot.main(plot.Args((comparison,), comparison / "updates"))
     plot.main(plot.Args((comparison,), comparison / "minutes", x="minutes"))
     table.main(table.Args((comparison,), comparison / "table"))
+    d4rl = args.folder / "d4rl"
+    plot.main(plot.Args((d4rl,), d4rl / "updates"))
+    table.main(table.Args((d4rl,), d4rl / "table"))
     speed.render(args.folder / "speed" / "speed")
 
 

@@ -29,7 +29,7 @@ from runs import Comparison, Run
 from common.errors import exit_in_one_line
 from common.run_directory import SCORES
 
-# Okabe and Ito's colours, which the colour-blind can tell apart. A method has the same one in every figure.
+# Okabe and Ito's colours, which the colour-blind can tell apart. The paper's methods have the same in every figure.
 COLOURS = {"DROL(16)": "#0072B2", "FQL": "#D55E00", "DROL*": "#009E73"}
 SPARE_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
@@ -58,10 +58,10 @@ class Style:
     marker: str
 
 
-def styles(methods: list[str]) -> dict[str, Style]:
+def styles(names: list[str]) -> dict[str, Style]:
     """A colour and a marker for each method."""
-    spare = iter(SPARE_COLOURS * len(methods))
-    return {m: Style(COLOURS.get(m) or next(spare), MARKERS[i % len(MARKERS)]) for i, m in enumerate(methods)}
+    spare = iter(SPARE_COLOURS * len(names))
+    return {name: Style(COLOURS.get(name) or next(spare), MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
 def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,25 +73,24 @@ def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
 
-def draw_curves(axes: Axes, task: str, methods: dict[str, list[Run]], style: dict[str, Style], x: str) -> None:
-    """Mean and interval over seeds as far as every seed has come; each seed on its own as a thin line."""
-    for method, members in methods.items():
-        curves = [run.curve for run in members]
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-        for run, curve in zip(members, curves, strict=True):
-            axes.plot(
-                [_position(run, s, x) for s in curve], list(curve.values()), c=style[method].colour, lw=0.6, alpha=0.4
-            )
+def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, Style], x: str) -> None:
+    """Mean and interval over the finished seeds (over all, while none is); each seed on its own as a thin line."""
+    for method, members in comparison.tasks[task].items():
+        colour = style[method].colour
+        for run in members:
+            positions = [_position(run, step, x) for step in run.curve]
+            axes.plot(positions, list(run.curve.values()), c=colour, lw=0.6, alpha=0.4)
+        counted = [run for run in comparison.counted(task, method) if x == "updates" or run.minutes]
+        steps = sorted(set.intersection(*(set(run.curve) for run in counted))) if counted else []
         if not steps:
             continue
-        values = np.array([[curve[step] for step in steps] for curve in curves])
-        positions = np.mean([[_position(run, step, x) for step in steps] for run in members], axis=0)
+        values = np.array([[run.curve[step] for step in steps] for run in counted])
+        positions = np.mean([[_position(run, step, x) for step in steps] for run in counted], axis=0)
         low, high = confidence_interval(values)
-        look = {"c": style[method].colour, "marker": style[method].marker, "ms": 4, "lw": 1.8}
-        axes.fill_between(positions, low, high, color=style[method].colour, alpha=0.15, lw=0)
-        axes.plot(positions, values.mean(axis=0), **look, label=method)
+        axes.fill_between(positions, low, high, color=colour, alpha=0.15, lw=0)
+        axes.plot(positions, values.mean(axis=0), c=colour, marker=style[method].marker, ms=4, lw=1.8, label=method)
     axes.set(title=task, xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
-    _score_axis(axes, [run for members in methods.values() for run in members])
+    _score_axis(axes, [run for members in comparison.tasks[task].values() for run in members])
     axes.grid(alpha=0.3, lw=0.5)
 
 
@@ -100,7 +99,7 @@ def _position(run: Run, step: int, x: str) -> float:
 
 
 def _score_axis(axes: Axes, members: list[Run]) -> None:
-    metrics = {run.score_metric for run in members}
+    metrics = {run.metric for run in members}
     axes.set_ylabel(" / ".join(sorted(SCORES[metric] for metric in metrics)))
     if metrics == {"evaluation/success"}:
         axes.set_ylim(-3, 103)
@@ -119,12 +118,14 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
                 state = "unfinished" if method in comparison.tasks[task] else "not run"
                 axes.text(left + width / 2, 1, state, rotation=90, ha="center", va="bottom", fontsize=6, c="0.4")
                 continue
-            low, high = confidence_interval(scores[:, None])
-            error = [[scores.mean() - low[0]], [high[0] - scores.mean()]]
             axes.bar(left + width / 2, scores.mean(), 0.9 * width, color=style[method].colour, alpha=0.75)
-            axes.errorbar(left + width / 2, scores.mean(), np.nan_to_num(error), c="0.2", capsize=2, lw=1)
+            if scores.size > 1:
+                low, high = confidence_interval(scores[:, None])
+                error = [[scores.mean() - low[0]], [high[0] - scores.mean()]]
+                axes.errorbar(left + width / 2, scores.mean(), error, c="0.2", capsize=2, lw=1)
             axes.plot(np.full(scores.size, left + 0.3 * width), scores, ".", c="k", ms=3, alpha=0.6)
-            published = paper.get((comparison.tasks[task][method][0].paper_group, method))
+            first = comparison.tasks[task][method][0]
+            published = paper.get((first.paper_group, first.algorithm))
             if published is not None:
                 line = axes.hlines(published.mean, left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
                 line.set_label("paper: mean over the tasks of the group, full training")
@@ -136,9 +137,23 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
     axes.grid(axis="y", alpha=0.3, lw=0.5)
 
 
-def common_tasks(comparison: Comparison) -> list[str]:
-    """The tasks that every method has finished: on others, statistics over tasks would compare unlike with unlike."""
-    return [t for t in comparison.tasks if all(comparison.finished(t, method) for method in comparison.methods)]
+def common_tasks(comparison: Comparison) -> dict[str, dict[str, np.ndarray]]:
+    """Task -> algorithm -> scores of its seeds, for statistics over tasks.
+
+    Only tasks that every algorithm has finished, with one setting: others would compare unlike with unlike. And only
+    scores in percent: plain returns have no common scale.
+    """
+    common = {}
+    for task in comparison.tasks:
+        scores = {}
+        for algorithm in comparison.algorithms:
+            methods = comparison.methods_of(task, algorithm)
+            runs = comparison.finished(task, methods[0]) if len(methods) == 1 else []
+            if runs and runs[0].metric != "evaluation/return":
+                scores[algorithm] = np.array([run.score for run in runs])
+        if len(scores) == len(comparison.algorithms):
+            common[task] = scores
+    return common
 
 
 def bootstrap(scores: list[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -200,12 +215,9 @@ def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[s
 def draw(comparison: Comparison, x: str) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
-    style = styles(comparison.methods)
+    style = styles(sorted({*comparison.methods, *comparison.algorithms}))
     tasks, common = list(comparison.tasks), common_tasks(comparison)
-    scores = {
-        method: [np.array([run.score for run in comparison.finished(task, method)]) for task in common]
-        for method in comparison.methods
-    }
+    scores = {algorithm: [common[task][algorithm] for task in common] for algorithm in comparison.algorithms}
     panels = [*tasks, "scores"]
     columns = min(max(len(tasks), 2), COLUMNS)
     if len(common) >= 2:
@@ -219,7 +231,8 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
         mosaic[-1] = ["scores"] * (1 + mosaic[-1].count(".")) + [n for n in mosaic[-1] if n not in ("scores", ".")]
 
     width = PANEL[0] * columns
-    caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in _caption(comparison))
+    lines = _caption(comparison, x)
+    caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in lines)
     foot = 0.125 * (caption.count("\n") + 1) + 0.1
     handles = len(comparison.methods) + 1
     legend_columns = handles if max(map(len, comparison.methods)) < 40 else 1
@@ -227,8 +240,8 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     figure = plt.figure(figsize=(width, height), layout="constrained")
     graphs, text = figure.subfigures(2, 1, height_ratios=[height - foot, foot])
     axes = graphs.subplot_mosaic(mosaic)
-    for task, methods in comparison.tasks.items():
-        draw_curves(axes[task], task, methods, style, x)
+    for task in comparison.tasks:
+        draw_curves(axes[task], task, comparison, style, x)
     draw_scores(axes["scores"], comparison, style)
     if "means" in axes:
         draw_interquartile_means(axes["means"], scores, style)
@@ -247,15 +260,16 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
 
 def _with_seeds(label: str, comparison: Comparison) -> str:
     """'FQL, 3 seeds', for a method; the number may differ between tasks."""
-    numbers = sorted({len(methods[label]) for methods in comparison.tasks.values() if label in methods})
+    numbers = sorted({len(comparison.counted(task, label)) for task in comparison.tasks} - {0})
     if not numbers:
         return label
     count = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
     return f"{label}, {count} {'seed' if count == '1' else 'seeds'}"
 
 
-def _caption(comparison: Comparison) -> list[str]:
-    data = "; ".join(sorted({run.settings["data"] for run in comparison.runs}))
+def _caption(comparison: Comparison, x: str) -> list[str]:
+    """What the figure shows, on what data, and what it does not show."""
+    data = "; ".join(sorted({run.data for run in comparison.runs}))
     lines = [
         "Thick lines and bars: mean over seeds. Bands and whiskers: 95 % interval (Student's t over seeds; stratified "
         "bootstrap over seeds for interquartile means and profiles). Headline score: mean of the last three "
@@ -263,7 +277,12 @@ def _caption(comparison: Comparison) -> list[str]:
         f"Data: {data}.",
     ]
     if left_out := [task for task in comparison.tasks if task not in common_tasks(comparison)]:
-        lines.append(f"Not in statistics over tasks, for not every method has finished them: {', '.join(left_out)}.")
+        lines.append(
+            "Not in statistics over tasks, which take what every algorithm has finished with one setting and scored in "
+            f"percent: {', '.join(left_out)}."
+        )
+    if x == "minutes":
+        lines += [f"no wall-clock, not in curves: {run.name}" for run in comparison.runs if not run.minutes]
     return lines + comparison.notes
 
 

@@ -15,7 +15,7 @@ from published import group_of
 from common import run_directory
 from common.datasets import describe_source
 from common.env_ids import EnvSpec
-from common.errors import UserError
+from common.errors import UserError, describe_os_error
 from common.run_directory import Row
 
 # Arguments that runs of one method may differ in: they do not change what is learned, or have a place of their own.
@@ -24,6 +24,8 @@ INCIDENTAL = {
     *("wandb_project", "data_source", "dataset_path", "dataset_dir", "collect_episodes", "collect_workers"),
     *("num_candidates", "drol_star"),
 }
+# What two methods, or the tasks of a group, should have in common to be compared.
+BUDGET = ("offline_steps", "batch_size", "hidden_sizes", "eval_episodes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,63 +33,45 @@ class Run:
     """One run of one seed.
 
     Attributes:
-        path: its folder.
-        config: its config.json.
-        evaluations: the rows of eval.csv.
-        minutes: wall-clock minutes since the start, by step, evaluations included.
+        name: its folder, as it was given.
+        algorithm: the paper's name: DROL(16), DROL*, FQL.
+        spec: environment and task.
+        task: 'cube-double' for the default task by any name, else 'cube-double-task3'.
+        seed: seed.
+        args: the arguments of the script.
+        data: where its data came from, for people.
+        settings: what runs that are averaged have to agree in; the data by its SHA-256.
+        metric: the column of eval.csv that is its score.
+        curve: score of each evaluation, by step.
+        minutes: wall-clock minutes since the start, by step, evaluations included; empty where they are not known.
     """
 
-    path: pathlib.Path
-    config: dict[str, Any]
-    evaluations: list[Row]
+    name: str
+    algorithm: str
+    spec: EnvSpec
+    task: str
+    seed: int
+    args: dict[str, Any]
+    data: str
+    settings: dict[str, Any]
+    metric: str
+    curve: dict[int, float]
     minutes: dict[int, float]
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Environment and task."""
-        return EnvSpec(**self.config["environment"])
-
-    @property
-    def task(self) -> str:
-        """'cube-double' for the default task by any name, else 'cube-double-task3'."""
-        default = dataclasses.replace(self.spec, task=None)
-        is_default = self.spec.suite == "d4rl" or self.spec.task_number == default.task_number
-        return (default if is_default else self.spec).short_name
-
-    @property
-    def seed(self) -> int:
-        """Its seed."""
-        return self.config["args"]["seed"]
-
-    @property
-    def algorithm(self) -> str:
-        """The paper's name: DROL(16), DROL*, FQL."""
-        if self.config["algorithm"] != "drol":
-            return self.config["algorithm"].upper()
-        args = self.config["args"]
-        return "DROL*" if args.get("drol_star") else f"DROL({args['num_candidates']})"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What runs that are averaged have to agree in."""
-        settings = {name: value for name, value in self.config["args"].items() if name not in INCIDENTAL}
-        return settings | {"data": describe_source(self.config["dataset"])}
 
     @property
     def is_finished(self) -> bool:
         """Whether the last update has been evaluated."""
-        return bool(self.evaluations) and self.evaluations[-1]["step"] == self.config["args"]["offline_steps"]
+        return max(self.curve) == self.args["offline_steps"]
 
     @property
-    def score_metric(self) -> str:
-        """The column of eval.csv that is this run's score."""
-        return run_directory.score_metric(self.evaluations)
+    def headline_steps(self) -> list[int]:
+        """The evaluations that make the headline score, as the papers take it: the last ones."""
+        return sorted(self.curve)[-run_directory.HEADLINE_EVALUATIONS[self.spec.suite] :]
 
     @property
     def score(self) -> float:
-        """Headline score, as the papers take it (see `run_directory.headline_evaluations`)."""
-        rows = run_directory.headline_evaluations(self.spec.suite, self.evaluations)
-        return sum(row[self.score_metric] for row in rows) / len(rows)
+        """Headline score."""
+        return sum(self.curve[step] for step in self.headline_steps) / len(self.headline_steps)
 
     @property
     def paper_group(self) -> str | None:
@@ -95,13 +79,8 @@ class Run:
         return group_of(self.spec)
 
     def minutes_at(self, step: int) -> float:
-        """Wall-clock minutes from the start to this update."""
+        """Wall-clock minutes from the start to this update; not a number where they are not known."""
         return float(np.interp(step, list(self.minutes), list(self.minutes.values()))) if self.minutes else math.nan
-
-    @property
-    def curve(self) -> dict[int, float]:
-        """Score of each evaluation, by step."""
-        return {int(row["step"]): row[self.score_metric] for row in self.evaluations}
 
 
 @dataclasses.dataclass
@@ -109,8 +88,8 @@ class Comparison:
     """Runs by task and method.
 
     Attributes:
-        tasks: task ('cube-double-task3') -> method ('DROL(16)'; with what distinguishes it where one task has several)
-            -> runs, one a seed.
+        tasks: task -> method -> runs, one a seed. A method is an algorithm, with what distinguishes its runs where one
+            task has several settings: 'DROL(16), bc_coef 3'.
         notes: what was left out, or is not what it seems, a line each.
     """
 
@@ -123,6 +102,11 @@ class Comparison:
         return sorted({method for methods in self.tasks.values() for method in methods})
 
     @property
+    def algorithms(self) -> list[str]:
+        """Every algorithm, in alphabetical order."""
+        return sorted({run.algorithm for run in self.runs})
+
+    @property
     def runs(self) -> list[Run]:
         """All of them."""
         return [run for methods in self.tasks.values() for members in methods.values() for run in members]
@@ -130,6 +114,14 @@ class Comparison:
     def finished(self, task: str, method: str) -> list[Run]:
         """The runs that have come to their end: scores are taken from these alone."""
         return [run for run in self.tasks[task].get(method, []) if run.is_finished]
+
+    def counted(self, task: str, method: str) -> list[Run]:
+        """The runs that curves are averaged over: the finished ones, or all while there are none."""
+        return self.finished(task, method) or self.tasks[task].get(method, [])
+
+    def methods_of(self, task: str, algorithm: str) -> list[str]:
+        """The methods of an algorithm on one task; more than one if it was run with several settings."""
+        return [name for name, members in self.tasks[task].items() if members[0].algorithm == algorithm]
 
 
 def read(paths: list[pathlib.Path]) -> Comparison:
@@ -139,18 +131,11 @@ def read(paths: list[pathlib.Path]) -> Comparison:
         UserError: there is not one run among them that has been evaluated.
     """
     runs, notes = [], []
-    for folder in paths:
-        inside = sorted(path.parent for path in folder.glob("*/config.json"))
-        for path in inside if inside and not (folder / "config.json").exists() else [folder]:
-            try:
-                run = _read_run(path, notes)
-            except UserError as error:
-                notes.append(f"left out: {error}")
-                continue
-            if run.evaluations:
-                runs.append(run)
-            else:
-                notes.append(f"left out: {path} has no evaluation yet")
+    for path, name in _find(paths):
+        try:
+            runs.append(_read_run(path, name, notes))
+        except UserError as error:
+            notes.append(f"left out: {str(error).replace(str(path), name)}")
     if not runs:
         raise UserError("; ".join(["nothing to show", *notes]))
 
@@ -161,13 +146,18 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for (task, algorithm), group in sorted(by_name.items()):
         for method, members in _by_settings(algorithm, group).items():
             tasks[task][method] = _one_per_seed(members, notes)
-    for task, methods in tasks.items():
+    comparison = Comparison(dict(tasks), notes)
+    for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             for run in members:
+                wanted, last, total = run_directory.HEADLINE_EVALUATIONS, max(run.curve), run.args["offline_steps"]
                 if not run.is_finished:
-                    last, total = run.evaluations[-1]["step"], run.config["args"]["offline_steps"]
-                    notes.append(f"unfinished, no score: {run.path} ({task}, {method}: {last:,} of {total:,} updates)")
-    return Comparison(dict(tasks), notes)
+                    notes.append(f"unfinished, no score: {run.name} ({task}, {method}: {last:,} of {total:,} updates)")
+                elif len(run.headline_steps) < wanted[run.spec.suite]:
+                    number = len(run.headline_steps)
+                    notes.append(f"{run.name}: its score is of {number} of {wanted[run.spec.suite]} evaluations")
+        notes += _unlike_budgets(task, methods)
+    return comparison
 
 
 def report(notes: list[str]) -> None:
@@ -176,34 +166,8 @@ def report(notes: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _read_run(path: pathlib.Path, notes: list[str]) -> Run:
-    """One run; damage in its tables is noted, and what comes before it is kept."""
-    config = run_directory.read_config(path)
-    tables = {}
-    for table in ("eval", "time"):
-        file = path / f"{table}.csv"
-        tables[table] = []
-        if file.exists():
-            try:
-                tables[table] = run_directory.read_table(file)
-            except UserError as error:
-                notes.append(f"only what comes before the damage is used: {error}")
-                tables[table] = run_directory.read_table(file, until_damage=True)
-    minutes = {int(row["step"]): row["time/seconds"] / 60 for row in tables["time"]}
-    return Run(path, config, tables["eval"], minutes)
-
-
-def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'."""
-    names = sorted({name for run in runs for name in run.settings})
-    varying = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
-    groups = collections.defaultdict(list)
-    for run in runs:
-        groups[", ".join([algorithm, *(f"{name} {_short(run.settings.get(name))}" for name in varying)])].append(run)
-    return dict(groups)
-
-
-def _short(value: Any) -> str:
+def describe_value(value: Any) -> str:
+    """A setting for people: '256 256', '0.3', '45000'."""
     return (
         " ".join(map(str, value))
         if isinstance(value, list)
@@ -213,11 +177,104 @@ def _short(value: Any) -> str:
     )
 
 
+def _find(paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
+    """Run directories and their names; each folder that is none stands for the folders in it."""
+    found = {}
+    for path in paths:
+        inside = [] if (path / "config.json").exists() else sorted(p for p in path.glob("*") if p.is_dir())
+        for folder in inside or [path]:
+            found[folder.resolve()] = folder, f"{path.name}/{folder.name}" if inside else str(folder)
+    return list(found.values())
+
+
+def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
+    """One run; damage in its tables is noted, and what comes before it is kept.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    config = run_directory.read_config(path)
+    evaluations, times = _read_table(path, name, "eval", notes), _read_table(path, name, "time", notes)
+    if not evaluations:
+        raise UserError(f"{name} has no evaluation yet")
+    try:
+        metric = run_directory.score_metric(evaluations)
+        args, spec = config["args"], EnvSpec(**config["environment"])
+        for argument in ("seed", *BUDGET):
+            args[argument]
+        is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
+        settings = {argument: value for argument, value in args.items() if argument not in INCIDENTAL}
+        run = Run(
+            name=name,
+            algorithm=_algorithm(config["algorithm"], args),
+            spec=spec,
+            task=(dataclasses.replace(spec, task=None) if is_default else spec).short_name,
+            seed=args["seed"],
+            args=args,
+            data=describe_source(config["dataset"]),
+            settings=settings | {"data": config["dataset"]["sha256"]},
+            metric=metric,
+            curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
+            minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
+        )
+        run_directory.HEADLINE_EVALUATIONS[spec.suite]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: config.json or a table is damaged ({error!r})") from error
+    if len(run.curve) < len(evaluations):
+        notes.append(f"{name}: evaluations that are not finite are left out")
+    if not run.curve:
+        raise UserError(f"{name} has no finite evaluation")
+    return run
+
+
+def _read_table(path: pathlib.Path, name: str, table: str, notes: list[str]) -> list[Row]:
+    file = path / f"{table}.csv"
+    if not file.exists():
+        return []
+    try:
+        return run_directory.read_table(file)
+    except UserError as error:
+        notes.append(f"only what comes before the damage is used: {str(error).replace(str(path), name)}")
+        return run_directory.read_table(file, until_damage=True)
+    except OSError as error:
+        raise UserError(f"{name}: {describe_os_error(error)}") from error
+
+
+def _algorithm(script: str, args: dict[str, Any]) -> str:
+    if script != "drol":
+        return script.upper()
+    return "DROL*" if args.get("drol_star") else f"DROL({args['num_candidates']})"
+
+
+def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'."""
+    names = sorted({name for run in runs for name in run.settings})
+    varying = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    groups = collections.defaultdict(list)
+    for run in runs:
+        values = run.settings | {"data": f"{run.data} ({run.settings['data'][:6]})"}
+        method = ", ".join([algorithm, *(f"{name} {describe_value(values.get(name))}" for name in varying)])
+        groups[method].append(run)
+    return dict(groups)
+
+
 def _one_per_seed(runs: list[Run], notes: list[str]) -> list[Run]:
     """Two runs of one seed would count twice: the one that went further stands."""
     by_seed: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: run.evaluations[-1]["step"]):
+    for run in sorted(runs, key=lambda run: max(run.curve)):
         if run.seed in by_seed:
-            notes.append(f"left out: {by_seed[run.seed].path} has the seed and settings of {run.path}")
+            notes.append(f"left out: {by_seed[run.seed].name} has the seed and settings of {run.name}")
         by_seed[run.seed] = run
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _unlike_budgets(task: str, methods: dict[str, list[Run]]) -> list[str]:
+    """A line for each setting that the algorithms of one task should share and do not."""
+    first = {method: members[0] for method, members in methods.items()}
+    notes = []
+    for name in (*BUDGET, "data"):
+        values = {m: run.data if name == "data" else describe_value(run.args[name]) for m, run in first.items()}
+        in_names = any(f", {name} " in method for method in methods)
+        if len(set(values.values())) > 1 and not in_names:
+            notes.append(f"unlike in {task}: {name} " + ", ".join(f"{v} ({m})" for m, v in values.items()))
+    return notes

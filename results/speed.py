@@ -36,6 +36,7 @@ import fql
 from common import collect
 from common.datasets import Dataset
 from common.env_ids import resolve
+from common.errors import exit_in_one_line
 from common.evaluation import Evaluator
 from common.machine import available_cores, describe_device
 
@@ -379,4 +380,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    exit_in_one_line(lambda: main(tyro.cli(Args)))

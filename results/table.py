@@ -15,7 +15,7 @@ import numpy as np
 import runs
 import tyro
 from published import num_tasks, published_scores
-from runs import Comparison, Run
+from runs import BUDGET, Comparison, Run, describe_value
 from tabulate import tabulate
 
 from common.errors import exit_in_one_line
@@ -63,21 +63,36 @@ def group_table(comparison: Comparison) -> Table:
     return Table("Groups of tasks, as in the paper's Table 1", header, rows)
 
 
-def _group_cell(comparison: Comparison, group: str, size: int, method: str) -> str:
+def _group_cell(comparison: Comparison, group: str, size: int, algorithm: str) -> str:
     """Mean over tasks of each seed, then mean and deviation over seeds; or why there is none."""
-    by_task = []
+    by_task: dict[str, list[Run]] = {}
     for task in comparison.tasks:
-        members = comparison.finished(task, method)
-        if members and members[0].paper_group == group:
-            by_task.append({run.seed: run.score for run in members})
+        methods = comparison.methods_of(task, algorithm)
+        if not methods or comparison.tasks[task][methods[0]][0].paper_group != group:
+            continue
+        if len(methods) > 1:
+            return f"several settings of {task}"
+        if finished := comparison.finished(task, methods[0]):
+            by_task[task] = finished
     if not by_task:
         return "not run"
     if len(by_task) < size:
         return f"{len(by_task)} of {size} tasks"
-    seeds = sorted(set.intersection(*(set(scores) for scores in by_task)))
+    budgets = {tuple(describe_value(members[0].args[name]) for name in BUDGET) for members in by_task.values()}
+    if len(budgets) > 1:
+        return "unlike settings"
+    seeds = sorted(set.intersection(*({run.seed for run in members} for members in by_task.values())))
     if not seeds:
         return "no common seed"
-    return mean_and_deviation([float(np.mean([scores[seed] for scores in by_task])) for seed in seeds])
+    if dropped := [run.name for members in by_task.values() for run in members if run.seed not in seeds]:
+        comparison.notes.append(f"not in the mean of {group}, for not every task has the seed: {', '.join(dropped)}")
+    scores = [np.mean([run.score for members in by_task.values() for run in members if run.seed == s]) for s in seeds]
+    first = next(iter(by_task.values()))[0]
+    kinds = {members[0].data.split(":")[0] for members in by_task.values()}
+    return (
+        f"{mean_and_deviation(scores)} ({len(seeds)} seeds, {first.args['offline_steps']:,} updates, "
+        f"{first.args['eval_episodes']} episodes, data: {', '.join(sorted(kinds))})"
+    )
 
 
 def task_table(comparison: Comparison, threshold: float) -> Table:
@@ -85,20 +100,20 @@ def task_table(comparison: Comparison, threshold: float) -> Table:
     paper, rows = published_scores(), []
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
-            finished = comparison.finished(task, method)
-            args = members[0].config["args"]
-            published = paper.get((members[0].paper_group, method))
+            finished, first = comparison.finished(task, method), members[0]
+            published = paper.get((first.paper_group, first.algorithm))
+            unit = " (return)" if first.metric == "evaluation/return" else ""
             rows.append(
                 [
                     task,
                     method,
-                    mean_and_deviation([run.score for run in finished]) if finished else "unfinished",
+                    mean_and_deviation([run.score for run in finished]) + unit if finished else "unfinished",
                     str(len(finished)),
-                    f"{args['offline_steps']:,}",
-                    str(args["eval_episodes"]),
-                    " ".join(map(str, args["hidden_sizes"])),
-                    *crossing(members, threshold),
-                    members[0].settings["data"],
+                    f"{first.args['offline_steps']:,}",
+                    str(first.args["eval_episodes"]),
+                    describe_value(first.args["hidden_sizes"]),
+                    *crossing(comparison.counted(task, method), threshold),
+                    first.data,
                     "-" if published is None else f"{published.mean:g} ± {published.deviation:g}",
                 ]
             )
@@ -111,7 +126,8 @@ def crossing(members: list[Run], threshold: float) -> tuple[str, str]:
     """Updates and wall-clock minutes of the first evaluation at which the mean over seeds reaches the threshold."""
     for step in sorted(set.intersection(*(set(run.curve) for run in members))):
         if np.mean([run.curve[step] for run in members]) >= threshold:
-            return f"{step:,}", f"{np.mean([run.minutes_at(step) for run in members]):.0f}"
+            minutes = np.mean([run.minutes_at(step) for run in members])
+            return f"{step:,}", "unknown" if np.isnan(minutes) else f"{minutes:.0f}"
     return "not reached", "not reached"
 
 
@@ -124,22 +140,22 @@ def to_markdown(tables: list[Table], notes: list[str]) -> str:
 
 
 EXPLANATION = (
-    "Scores: success or normalised score in percent, mean ± sample deviation over seeds of the headline score, which "
-    "is the mean of the last three evaluations on OGBench and the last one on D4RL. Paper: arXiv 2604.22229, Table 1, "
-    "after 1,000,000 updates (D4RL 500,000) on the official data."
+    "Scores: success or normalised score in percent, mean ± sample deviation over seeds of the headline score: the "
+    "mean of the last three evaluations on OGBench, the last one on D4RL (ours: on Minari's data). Paper: arXiv "
+    "2604.22229, Table 1, after 1,000,000 updates (D4RL 500,000) on the official data."
 )
 
 
-def to_latex(tables: list[Table]) -> str:
-    """For \\usepackage{booktabs}."""
-    return "\n".join(
+def to_latex(tables: list[Table], notes: list[str]) -> str:
+    """For \\usepackage{booktabs}; the notes are comments."""
+    return "".join(f"% {note}\n" for note in [EXPLANATION, *notes]) + "\n".join(
         f"% {t.heading}\n{tabulate(t.rows, t.header, tablefmt='latex_booktabs', disable_numparse=True)}\n"
         for t in tables
     )
 
 
-def to_csv(tables: list[Table]) -> str:
-    """A line a cell: table, row, column, value."""
+def to_csv(tables: list[Table], notes: list[str]) -> str:
+    """A line a cell: table, row, column, value; then a line a note."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "row", "column", "value"])
@@ -148,20 +164,21 @@ def to_csv(tables: list[Table]) -> str:
         for row in table.rows:
             for name, value in zip(table.header[labels:], row[labels:], strict=True):
                 writer.writerow([table.heading, " / ".join(row[:labels]), name, value])
+    writer.writerows(["note", "", "", note] for note in [EXPLANATION, *notes])
     return text.getvalue()
 
 
 def main(args: Args) -> None:
     """Read, tabulate, write."""
     comparison = runs.read(list(args.runs))
-    runs.report(comparison.notes)
-    tables = [group_table(comparison), task_table(comparison, args.threshold)]
-    markdown = to_markdown(tables, comparison.notes)
+    tables, notes = [group_table(comparison), task_table(comparison, args.threshold)], comparison.notes
+    runs.report(notes)
+    markdown = to_markdown(tables, notes)
     if args.out is None:
         print(markdown, end="")
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for ending, text in ((".md", markdown), (".csv", to_csv(tables)), (".tex", to_latex(tables))):
+    for ending, text in ((".md", markdown), (".csv", to_csv(tables, notes)), (".tex", to_latex(tables, notes))):
         path = args.out.with_name(args.out.name + ending)
         path.write_text(text)
         print(path)

@@ -83,6 +83,8 @@ def test_latents_are_uniform_in_the_ball(d):
 def test_drol_star_takes_the_tuned_number_of_candidates():
     args, origins = drol.resolve_settings(drol.Args(drol_star=True), resolve("antmaze-giant"))
     assert (args.num_candidates, origins["num_candidates"]) == (1, "published")
+    again, _ = drol.resolve_settings(args, resolve("antmaze-giant"))  # as on resume
+    assert again == args
     with pytest.raises(UserError, match="no tuned K for cube-single-noisy"):
         drol.resolve_settings(drol.Args(drol_star=True), resolve("cube-single-noisy"))
     with pytest.raises(UserError, match="give one of them"):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import warnings
 
 import gymnasium
@@ -122,6 +123,13 @@ def test_a_training_map_with_its_own_goal_is_kept(folder):
     assert minari_data.umaze_evaluation_map(dataset) == own
 
 
+def test_an_evaluation_map_of_another_maze_is_refused(folder):
+    dataset = minari_data._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset.spec.env_spec.kwargs["maze_map"] = [[1, 1, 1], [1, 0, 1], [1, 0, 1], [1, 1, 1]]
+    with pytest.raises(UserError, match="neither its training map nor a mirror image"):
+        minari_data.umaze_evaluation_map(dataset)
+
+
 def test_antmaze_ends_at_its_first_success_and_scores_it(folder, monkeypatch):
     spec, path = resolve("antmaze-umaze-diverse"), folder / "D4RL/antmaze/umaze-diverse-v1"
     env = make_evaluation_env(spec, path)
@@ -190,19 +198,36 @@ def test_what_is_not_continuous_control_in_the_unit_box_is_refused():
 
 
 def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Path:
-    import shutil
-
+    """A copy of the pen set with one thing wrong."""
     shutil.copytree(folder / "D4RL/pen/human-v2", target)
-    file = target / "data" / "main_data.hdf5"
+    file, metadata_file = target / "data" / "main_data.hdf5", target / "data" / "metadata.json"
+    metadata = json.loads(metadata_file.read_text())
     if kind == "truncated":
         file.write_bytes(file.read_bytes()[:-5000])
-    elif kind == "metadata":
-        (target / "data" / "metadata.json").write_text("{")
+    elif kind in ("not json", "a list"):
+        metadata_file.write_text("{" if kind == "not json" else "[]")
+    elif kind == "episodes missing":
+        metadata_file.write_text(json.dumps(metadata | {"total_episodes": 1}))
+    elif kind == "other format":
+        metadata_file.write_text(json.dumps(metadata | {"data_format": "parchment"}))
     else:
         with h5py.File(file, "r+") as data:
-            data["episode_1"]["actions" if kind == "range" else "observations"][3, 2] = {"nan": np.nan, "range": 1.5}[
-                kind
-            ]
+            episode = data["episode_1"]
+            if kind == "nan":
+                episode["observations"][3, 2] = np.nan
+            elif kind == "range":
+                episode["actions"][3, 2] = 1.5
+            else:
+                name, change = {
+                    "narrow observations": ("observations", lambda x: x[:, :-1]),
+                    "narrow actions": ("actions", lambda x: x[:, :-1]),
+                    "short rewards": ("rewards", lambda x: x[:-1]),
+                    "rewards in a column": ("rewards", lambda x: x[:, None]),
+                    "rewards in words": ("rewards", lambda x: np.array([b"one"] * len(x))),
+                }[kind]
+                values = change(episode[name][:])
+                del episode[name]
+                episode[name] = values
     return target
 
 
@@ -210,14 +235,27 @@ def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Pa
     ("kind", "message"),
     [
         ("truncated", "damaged"),
-        ("metadata", "damaged"),
+        ("not json", "damaged"),
+        ("a list", "damaged"),
+        ("episodes missing", "does not agree with its 1 episodes of 150 steps"),
+        ("other format", "damaged|another package"),
         ("nan", "NaN or infinity in observations of episode 1"),
         ("range", r"\[-1, 1\], episode 1 has 1.5"),
+        ("narrow observations", "observations of episode 1 have shape"),
+        ("narrow actions", "actions of episode 1 have shape"),
+        ("short rewards", "episode 1"),
+        ("rewards in a column", "rewards of episode 1 have shape"),
+        ("rewards in words", "damaged"),
     ],
 )
 def test_damage_is_refused(folder, tmp_path, kind, message):
     with pytest.raises(UserError, match=message):
         load("pen-human", damaged(folder, tmp_path / "set", kind))
+
+
+def test_another_data_set_is_not_taken_for_the_one_that_is_named(folder):
+    with pytest.raises(UserError, match="holds D4RL/pen/human-v2, not D4RL/door/human-v2"):
+        load("door-human", folder / "D4RL/pen/human-v2")
 
 
 def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
@@ -245,7 +283,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("package", ["minari", "h5py", "gymnasium_robotics"])
-def test_a_missing_package_is_one_line_and_only_for_d4rl(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_one_line_and_only_for_d4rl(tmp_path, monkeypatch, package, pointmaze_file):
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert environment()["PYTHONPATH"] == str(tmp_path)
@@ -254,7 +292,9 @@ def test_a_missing_package_is_one_line_and_only_for_d4rl(tmp_path, monkeypatch, 
     assert f"{package} is missing" in result.stderr
     assert "pip install" in result.stderr
     assert not (tmp_path / "run").exists()
-    assert run_script("--env-id", "cube-single", "--print-config").returncode == 0
+    small = ("--hidden-sizes", 8, "--batch-size", 8, "--offline-steps", 10, "--eval-episodes", 1, "--eval-envs", 1)
+    data = ("--env-id", "pointmaze-medium", "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
+    assert run_script(*data, *small).returncode == 0
 
 
 @pytest.mark.parametrize(("script", "env_id"), [("drol.py", "pen-human"), ("fql.py", "antmaze-umaze-diverse")])

@@ -17,7 +17,9 @@ import published
 import runs
 import table
 
-from common import envs
+import drol
+import fql
+from common import envs, run_directory
 from common.env_ids import resolve
 from common.errors import UserError
 
@@ -26,17 +28,23 @@ def write_run(
     path: pathlib.Path, env_id: str = "cube-single", algorithm: str = "drol", seed: int = 0, scores=(10, 60, 80), **args
 ) -> pathlib.Path:
     """A run directory of the real format, finished if there are three scores."""
-    source = next((REPOSITORY / "results" / "comparison").glob(f"{algorithm}-*/config.json"))
-    config = json.loads(source.read_text())
-    spec = resolve(env_id)
-    config["environment"] = {field: getattr(spec, field) for field in config["environment"]}
-    config["args"] |= {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, **args}
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(config))
+    script, spec = {"drol": drol, "fql": fql}[algorithm], resolve(env_id)
+    settings = {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, "hidden_sizes": (8, 8)}
+    resolved, origins = script.resolve_settings(script.Args(**{**settings, **args}), spec)
+    provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
+    provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
+    run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance)
     steps = range(100, 100 * len(scores) + 1, 100)
     rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
     (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
     (path / "time.csv").write_text("\n".join(["step,time/seconds", *(f"{step},{step * 6}" for step in steps), ""]))
+    return path
+
+
+def edit_config(path: pathlib.Path, change) -> pathlib.Path:
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
     return path
 
 
@@ -85,7 +93,9 @@ def test_a_group_counts_only_with_all_of_its_tasks(tmp_path, markdown):
     for seed in (0, 1):
         write_run(tmp_path / f"default-{seed}", "cube-double", seed=seed, scores=(0, 0, 60 + 3 * seed))
     # Tasks 10, 20 (the default one), 30, 40, 50 with seed 0, one more with seed 1: 30 and 31.
-    assert cell(markdown(tmp_path), "ogbench/cube-double", "DROL(16)") == "30.5 ± 0.7"
+    assert cell(markdown(tmp_path), "ogbench/cube-double", "DROL(16)") == (
+        "30.5 ± 0.7 (2 seeds, 300 updates, 50 episodes, data: collected)"
+    )
     assert cell(markdown(tmp_path), "ogbench/cube-double", "FQL") == "not run"
     assert cell(markdown(tmp_path), "ogbench/scene", "DROL(16)") == "not run"
 
@@ -134,42 +144,107 @@ def test_published_scores_are_the_papers():
 
 
 def test_imperfect_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
-    good = [write_run(tmp_path / f"good-{seed}", seed=seed) for seed in (0, 1)]
-    half = write_run(tmp_path / "half", seed=2, scores=(10, 60))
-    started = write_run(tmp_path / "started", seed=3, scores=())
-    cut = write_run(tmp_path / "cut", seed=4)
-    (cut / "eval.csv").write_text("step,evaluation/success\n100,20\n200,zz\n300,50\n")
-    damaged = write_run(tmp_path / "damaged", seed=5)
-    (damaged / "config.json").write_text('{"algorithm": "drol"')
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    twice = write_run(tmp_path / "twice", seed=1, scores=(10, 20))
-    paths = [*good, half, started, cut, damaged, empty, twice, tmp_path / "missing"]
-    plot.main(plot.Args(tuple(paths), tmp_path / "figure"))
-    named = capsys.readouterr().err
-    assert len(named.splitlines()) == 8, named
-    for path, reason in {
-        half: "unfinished, no score",
-        started: "no evaluation yet",
-        cut / "eval.csv": "row 2 is damaged",
-        damaged: "config.json is damaged",
-        empty: "not a run directory",
-        twice: "has the seed and settings of",
-        tmp_path / "missing": "not a run directory",
-    }.items():
-        assert any(str(path) in line and reason in line for line in named.splitlines()), (path, reason, named)
+    for seed in (0, 1):
+        write_run(tmp_path / f"good-{seed}", seed=seed)
+    write_run(tmp_path / "half", seed=2, scores=(10, 60))
+    write_run(tmp_path / "started", seed=3, scores=())
+    (write_run(tmp_path / "cut", seed=4) / "eval.csv").write_text("step,evaluation/success\n100,20\n200,zz\n300,50\n")
+    (write_run(tmp_path / "damaged", seed=5) / "config.json").write_text('{"algorithm": "drol"')
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "twice", seed=1, scores=(10, 20))
+    (write_run(tmp_path / "no-score", seed=6) / "eval.csv").write_text("step,evaluation/fun\n300,50\n")
+    (write_run(tmp_path / "infinite", seed=7) / "eval.csv").write_text("step,evaluation/success\n200,nan\n300,inf\n")
+    (write_run(tmp_path / "folder", seed=8) / "eval.csv").unlink()
+    (tmp_path / "folder" / "eval.csv").mkdir()
+    (write_run(tmp_path / "no-time", seed=9, scores=(10,)) / "time.csv").write_text("step,minutes\n100,3\n")
+    edit_config(write_run(tmp_path / "no-seed", seed=10), lambda config: config["args"].pop("seed"))
+    edit_config(write_run(tmp_path / "no-sizes", seed=11), lambda config: config["args"].pop("hidden_sizes"))
+    edit_config(write_run(tmp_path / "odd-suite", seed=12), lambda config: config["environment"].update(suite="x"))
+    edit_config(write_run(tmp_path / "odd-env", seed=13), lambda config: config["environment"].update(env_name="x"))
+    edit_config(write_run(tmp_path / "no-episodes", seed=14), lambda config: config["dataset"].pop("episodes"))
+    reasons = {
+        "half": "unfinished, no score",
+        "started": "no evaluation yet",
+        "cut/eval.csv": "row 2 is damaged",
+        "damaged": "config.json is damaged",
+        "empty": "not a run directory",
+        "twice": "has the seed and settings of",
+        "no-score": "is damaged",
+        "infinite": "no finite evaluation",
+        "folder": "Is a directory",
+        "no-time": "is damaged",
+        "no-seed": "is damaged",
+        "no-sizes": "is damaged",
+        "odd-suite": "is damaged",
+        "odd-env": "is damaged",
+        "no-episodes": "is damaged",
+    }
+    plot.main(plot.Args((tmp_path, tmp_path / "good-0", tmp_path / "missing"), tmp_path / "figure"))
+    named = capsys.readouterr().err.splitlines()
+    for name, reason in {**{f"{tmp_path.name}/{name}": reason for name, reason in reasons.items()}}.items():
+        assert any(name in line and reason in line for line in named), (name, reason, named)
+    assert any("missing" in line for line in named)
+    assert not any("good" in line for line in named if "twice" not in line), named
     for ending in (".png", ".pdf"):
         assert (tmp_path / "figure").with_suffix(ending).stat().st_size > 5000
-    table.main(table.Args(tuple(paths)))
+    table.main(table.Args((tmp_path,)))
     assert cell(capsys.readouterr().out, "cube-single DROL(16)", "seeds") == "2"  # the two that are finished
+
+
+def test_an_unfinished_seed_does_not_cut_the_others_short(tmp_path, markdown):
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", seed=seed)
+    write_run(tmp_path / "2", seed=2, scores=(10,))
+    assert cell(markdown(tmp_path), "cube-single DROL(16)", "updates to 50") == "200"
+    axes = plot.draw(runs.read([tmp_path]), "updates").subfigs[0].axes[0]
+    means = [line for line in axes.lines if line.get_label() == "DROL(16)"]
+    np.testing.assert_allclose(means[0].get_xydata(), [[0.1, 10], [0.2, 60], [0.3, 80]])
+
+
+def test_several_settings_of_one_task_are_said_and_not_called_not_run(tmp_path, markdown):
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", seed=seed)
+        write_run(tmp_path / f"scene-{seed}", "scene", seed=seed)
+    write_run(tmp_path / "sweep", bc_coef=3.0)
+    text = markdown(tmp_path)
+    assert cell(text, "ogbench/cube-single", "DROL(16)") == "several settings of cube-single"
+    assert cell(text, "cube-single DROL(16), bc_coef 3", "paper, mean of the group") == "97 ± 2"
+    assert list(plot.common_tasks(runs.read([tmp_path]))) == ["scene"]
+
+
+def test_unlike_budgets_are_said(tmp_path, markdown):
+    for number in range(1, 6):
+        sizes = (8, 8) if number < 5 else (4,)
+        write_run(tmp_path / str(number), f"cube-double-task{number}", hidden_sizes=sizes)
+    assert cell(markdown(tmp_path), "ogbench/cube-double", "DROL(16)") == "unlike settings"
+    write_run(tmp_path / "fql", "cube-double-task5", "fql", offline_steps=400, scores=(1, 2, 3, 4))
+    notes = runs.read([tmp_path]).notes
+    assert any("unlike in cube-double-task5: offline_steps 300 (DROL(16)), 400 (FQL)" in note for note in notes)
+
+
+def test_returns_have_no_common_scale(tmp_path):
+    for env_id in ("cube-single", "scene"):
+        write_run(tmp_path / env_id, env_id)
+    path = write_run(tmp_path / "hopper", "toys/hopper/random-v0")
+    (path / "eval.csv").write_text("step,evaluation/return\n300,3000\n")
+    comparison = runs.read([tmp_path])
+    assert set(plot.common_tasks(comparison)) == {"cube-single", "scene"}
+    assert "3000.0 ± - (return)" in table.to_markdown([table.task_table(comparison, 50)], [])
+
+
+def test_runs_on_other_data_are_not_averaged(tmp_path):
+    a, b = write_run(tmp_path / "a", seed=0), write_run(tmp_path / "b", seed=1)
+    edit_config(b, lambda config: config["dataset"].update(sha256="other"))
+    assert len(runs.read([a, b]).tasks["cube-single"]) == 2
+    edit_config(b, lambda config: config["dataset"].update(sha256="5fd3ce448ef537e5", source="mirror"))
+    assert len(runs.read([a, b]).tasks["cube-single"]) == 1
 
 
 def test_different_settings_are_not_averaged(tmp_path):
     a, b = write_run(tmp_path / "a", seed=0), write_run(tmp_path / "b", seed=1, bc_coef=0.5)
     c = write_run(tmp_path / "c", "cube-single", "fql", seed=0)
     comparison = runs.read([a, b, c])
-    bc_coef = runs.read([a]).runs[0].config["args"]["bc_coef"]
-    assert set(comparison.tasks["cube-single"]) == {f"DROL(16), bc_coef {bc_coef:g}", "DROL(16), bc_coef 0.5", "FQL"}
+    assert set(comparison.tasks["cube-single"]) == {"DROL(16), bc_coef 10", "DROL(16), bc_coef 0.5", "FQL"}
 
 
 def test_nothing_to_show_is_one_line(tmp_path):
@@ -218,9 +293,9 @@ def test_the_bootstrap_is_stratified():
 # What is committed
 
 
-def test_every_figure_and_table_is_made_from_what_is_beside_it(tmp_path):
+def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp_path):
     committed = REPOSITORY / "results"
-    made = {"comparison": ("updates", "minutes", "table"), "speed": ("speed",)}
+    made = {"comparison": ("updates", "minutes", "table"), "d4rl": ("updates", "table"), "speed": ("speed",)}
     endings = {"updates": (".pdf", ".png"), "minutes": (".pdf", ".png"), "table": (".md", ".csv", ".tex")}
     endings["speed"] = (".md", ".pdf", ".png")
     shutil.copytree(committed, tmp_path / "results", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
