@@ -282,16 +282,28 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
         )
 
 
-@pytest.mark.parametrize("package", ["minari", "h5py", "gymnasium_robotics"])
-def test_a_missing_package_is_one_line_and_only_for_d4rl(tmp_path, monkeypatch, package, pointmaze_file):
-    (tmp_path / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert environment()["PYTHONPATH"] == str(tmp_path)
+PACKAGES = ("minari", "h5py", "gymnasium_robotics")
+
+
+def hide(packages: tuple[str, ...], folder: pathlib.Path, monkeypatch) -> None:
+    for package in packages:
+        (folder / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    assert environment()["PYTHONPATH"] == str(folder)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch, package):
+    hide((package,), tmp_path, monkeypatch)
     result = run_script("--env-id", "pen-human", "--run-dir", tmp_path / "run")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert f"{package} is missing" in result.stderr
     assert "pip install" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_ogbench_needs_none_of_them(tmp_path, monkeypatch, pointmaze_file):
+    hide(PACKAGES, tmp_path, monkeypatch)
     small = ("--hidden-sizes", 8, "--batch-size", 8, "--offline-steps", 10, "--eval-episodes", 1, "--eval-envs", 1)
     data = ("--env-id", "pointmaze-medium", "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
     assert run_script(*data, *small).returncode == 0
