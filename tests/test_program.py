@@ -96,7 +96,7 @@ def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
         str(unbroken),
         "nothing is published for pointmaze-medium-navigate; tune --bc-coef",
         "one update takes",
-        "done: success",
+        "done: success (%)",
         "after 2,000, 4,000 updates",
     ):
         assert expected in out, expected

@@ -13,14 +13,15 @@ import drol
 from common import checkpoints
 from common.env_ids import resolve
 from common.errors import UserError
-from common.run_directory import RunDirectory, read_table
+from common.run_directory import RunDirectory, read_table, score_metric
 
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     spec = resolve("cube-single")
     args, origins = drol.resolve_settings(drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")), spec)
-    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, {"path": "x.npz", "sha256": "0"})
+    provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
+    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, provenance)
 
 
 def reopen(run: RunDirectory) -> RunDirectory:
@@ -117,13 +118,23 @@ def test_a_state_that_is_not_finite_is_not_saved(run):
         run.save(20, {**TREE, "a": jnp.array([[1.0, jnp.nan]])})
 
 
-def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(run):
+def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(run, capsys):
     for step, success in [(1, 100.0), (2, 10.0), (3, 20.0), (4, 60.0)]:
         run.log("eval", {"step": step, "evaluation/success": success})
-    assert run.headline() == 30
-    assert run.headline_steps() == [2, 3, 4]
+    run.print_outcome(4, 4)
+    assert "success (%) 30.0, mean of the evaluations after 2, 3, 4 updates" in capsys.readouterr().out
     run.config["environment"]["suite"] = "d4rl"
-    assert run.headline() == 60
+    run.print_outcome(4, 4)
+    assert "success (%) 60.0, evaluation after 4 updates" in capsys.readouterr().out
+
+
+def test_the_normalised_score_is_the_score_where_there_is_one():
+    row = {"step": 1, "evaluation/return": 9.0, "evaluation/success": 8.0, "evaluation/normalized_score": 7.0}
+    assert score_metric([row]) == "evaluation/normalized_score"
+    del row["evaluation/normalized_score"]
+    assert score_metric([row]) == "evaluation/success"
+    del row["evaluation/success"]
+    assert score_metric([row]) == "evaluation/return"
 
 
 def test_checkpoints_come_back_and_two_are_kept(tmp_path):
