@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import time
 from collections.abc import Callable
 
 import gymnasium
@@ -15,6 +16,8 @@ from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
 from common.errors import UserError
 from common.machine import available_cores
+
+GRACE_S = 1.0
 
 # (observations [envs, o], episode numbers [envs], time steps [envs]) -> actions [envs, a]
 Policy = Callable[
@@ -72,8 +75,13 @@ class Evaluator:
             return self._evaluate(self.start(), policy, should_stop)
         except (EOFError, ConnectionError) as error:  # a signal to the whole process group, the kernel short of memory
             self.close()
-            if should_stop():
-                return None
+            deadline = time.monotonic() + GRACE_S
+            while (
+                time.monotonic() < deadline
+            ):  # a signal to all of us may reach a worker before it reaches this process
+                if should_stop():
+                    return None
+                time.sleep(0.05)
             raise UserError("an evaluation process died; fewer --eval-envs need less memory") from error
 
     def _evaluate(
