@@ -313,6 +313,7 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
         updates.text(i, value["update", method], f"{value['update', method]:.1f}", ha="center", va="bottom", fontsize=8)
         floor = updates.hlines(value["matrix products alone", method], i - 0.4, i + 0.4, colors="k", linestyles=":")
     floor.set_label("matrix products alone")
+    updates.margins(y=0.2)  # room for the legend
     updates.set_xticks(range(len(methods)), methods)
     updates.set(ylabel="ms an update", title="training")
     updates.legend(frameon=False, fontsize=8)
@@ -354,7 +355,7 @@ def render(out: pathlib.Path) -> None:
 
 def main(args: Args) -> None:
     """Measure, print as Markdown, write."""
-    machine = f"{describe_device()}, {processor()}, jax {jax.__version__}"
+    machine = f"{describe_device()}, {processor()}"
     measurements = measure_updates(args.num_candidates, args.rounds) + measure_inference(args.rounds)
     if not args.updates_only:
         cores = available_cores()
