@@ -32,7 +32,7 @@ import optax
 import tyro
 from jaxtyping import Array, Float, Int, Key
 
-from common import datasets, run_directory, session
+from common import datasets, machine, run_directory, session
 from common.datasets import Dataset
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError, exit_in_one_line
@@ -41,7 +41,7 @@ from common.machine import available_cores, describe_device
 from common.run_directory import RunDirectory
 
 ALGORITHM = "fql"
-CPU_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
+SHORT_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,13 @@ class Args:
     """Environment and task, e.g. cube-double-task3, antmaze-large, scene-noisy (README: Names)."""
     seed: int = 0
     """Seed of everything random in this run, except the collection of data."""
+    num_seeds: int = 1
+    """Train the seeds SEED, SEED + 1, .. together. Each becomes a run of its own."""
     run_dir: pathlib.Path | None = None
-    """Folder for logs and checkpoints; a new one under runs/ if unset."""
-    resume: pathlib.Path | None = None
-    """Go on with the run in this folder, to the same bits as if it had never stopped. Takes no other argument."""
+    """Folder for logs and checkpoints (with several seeds: of the folders seed0, seed1, ..); under runs/ if unset."""
+    resume: tuple[pathlib.Path, ...] = ()
+    """Go on with the run in this folder, to the same bits as if it had never stopped, or with several runs that
+    differ in the seed alone. Takes no other argument."""
     print_config: bool = False
     """Print the resolved settings as JSON and exit, without touching any data."""
 
@@ -71,14 +74,16 @@ class Args:
     """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
     collect_workers: int = available_cores()
     """Worker processes for collection."""
+    data_memory: Literal["auto", "device", "host"] = "auto"
+    """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
 
     # Evaluation, logs and checkpoints
     eval_interval: int = 100_000
     """Updates between evaluations; the last update is always evaluated."""
     eval_episodes: int = 50
     """Episodes an evaluation."""
-    eval_envs: int | None = None
-    """Parallel environments for evaluation, one process each; one for each CPU core if unset."""
+    eval_workers: int | None = None
+    """Processes for evaluation, which goes on beside training; one for each CPU core if unset."""
     log_interval: int = 1_000
     """Updates between rows of train.csv; a row holds means over the interval."""
     save_minutes: float = 5.0
@@ -194,6 +199,7 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
 
     in_range = {
         "seed": 0 <= args.seed < 2**31,
+        "num_seeds": 1 <= args.num_seeds <= 2**31 - args.seed,
         "batch_size": args.batch_size >= 1,
         "hidden_sizes": len(args.hidden_sizes) >= 1 and min(args.hidden_sizes) >= 1,
         "learning_rate": 0 < args.learning_rate < 1,
@@ -202,7 +208,7 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
         "offline_steps": 1 <= args.offline_steps < 10**9,
         "eval_interval": args.eval_interval >= 1,
         "eval_episodes": args.eval_episodes >= 1,
-        "eval_envs": args.eval_envs is None or args.eval_envs >= 1,
+        "eval_workers": args.eval_workers is None or args.eval_workers >= 1,
         "log_interval": 1 <= args.log_interval <= 10**6,
         "save_minutes": 0 <= args.save_minutes < math.inf,
         "collect_episodes": args.collect_episodes is None or args.collect_episodes >= 1,
@@ -275,11 +281,11 @@ class TrainState(eqx.Module):
 class Batch(eqx.Module):
     """B transitions."""
 
-    observations: Float[Array, "batch observation"]
-    actions: Float[Array, "batch action"]
-    rewards: Float[Array, " batch"]
-    masks: Float[Array, " batch"]  # 0 where the task is complete: no bootstrapping
-    next_observations: Float[Array, "batch observation"]
+    observations: Float[Array | np.ndarray, "*batch observation"]
+    actions: Float[Array | np.ndarray, "*batch action"]
+    rewards: Float[Array | np.ndarray, "*batch"]
+    masks: Float[Array | np.ndarray, "*batch"]  # 0 where the task is complete: no bootstrapping
+    next_observations: Float[Array | np.ndarray, "*batch observation"]
 
 
 def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> Params:
@@ -311,9 +317,14 @@ def optimizer(args: Args) -> optax.GradientTransformation:
     return optax.adam(args.learning_rate)
 
 
-def sample_batch(dataset: Dataset, batch_size: int, key: Key[Array, ""]) -> Batch:
-    """Uniform with replacement. The row after the one that starts a transition holds its next observation."""
-    rows = dataset.transitions[jax.random.randint(key, (batch_size,), 0, dataset.transitions.shape[0])]
+def sample_transitions(args: Args, num_transitions: int, key: Key[Array, ""]) -> Int[Array, " batch"]:
+    """Uniform with replacement."""
+    return jax.random.randint(key, (args.batch_size,), 0, num_transitions)
+
+
+def take_batch(dataset: Dataset, transitions: Int[Array | np.ndarray, "*batch"]) -> Batch:
+    """The row after the one that starts a transition holds its next observation."""
+    rows = dataset.transitions[transitions]
     return Batch(
         observations=dataset.observations[rows],
         actions=dataset.actions[rows],
@@ -461,28 +472,49 @@ def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[T
     return TrainState(optax.apply_updates(state.params, updates), target_critic, opt_state, state.step + 1), metrics
 
 
+def keys_of_update(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """For the batch and for the noise. They depend on the number of the update alone, however runs are cut."""
+    batch_key, noise_key = jax.random.split(jax.random.fold_in(key, step))
+    return batch_key, noise_key
+
+
 def train_chunk(
-    args: Args, state: TrainState, dataset: Dataset, key: Key[Array, ""], num_updates: int
+    args: Args, state: TrainState, data: Dataset | Batch, key: Key[Array, ""], num_updates: int
 ) -> tuple[TrainState, dict[str, Float[Array, " num_updates"]]]:
-    """`num_updates` updates in one loop on the device. The key of update i is fold_in(key, i), however runs are cut."""
+    """`num_updates` updates in one loop on the device.
 
-    def one_update(state: TrainState, _: None) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = sample_batch(dataset, args.batch_size, batch_key)
-        noise = sample_noise(args, dataset.actions.shape[1], noise_key)
-        return update(args, state, batch, noise)
+    `data` is the data set or, where that is too large for the device, the batches of these updates.
+    """
 
-    return jax.lax.scan(one_update, state, length=num_updates)
+    def one_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        batch_key, noise_key = keys_of_update(key, state.step)
+        if batch is None:
+            batch = take_batch(data, sample_transitions(args, data.transitions.shape[0], batch_key))
+        return update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
+
+    return jax.lax.scan(one_update, state, data if isinstance(data, Batch) else None, length=num_updates)
+
+
+def sample_chunk(
+    args: Args, num_transitions: int, key: Key[Array, ""], first: Int[Array, ""], num_updates: int
+) -> Int[Array, "num_updates batch"]:
+    """The transitions that `train_chunk` would draw itself, for the host to fetch."""
+
+    def of_update(step: Int[Array, ""]) -> Int[Array, " batch"]:
+        batch_key, _ = keys_of_update(key, step)
+        return sample_transitions(args, num_transitions, batch_key)
+
+    return jax.vmap(of_update)(first + jnp.arange(num_updates))
 
 
 def main(args: Args) -> None:
-    """Load, initialise, then for each chunk: train, log, save, evaluate."""
-    run = None
-    if args.resume is not None:
+    """Load, initialise, then for each chunk: train, log, save, evaluate. Only here is there more than one seed."""
+    runs = [RunDirectory.open(path, ALGORITHM) for path in args.resume]
+    if runs:
         if args != Args(resume=args.resume):
             raise UserError("--resume takes all other settings from the run; give no other argument")
-        run = RunDirectory.open(args.resume, ALGORITHM)
-        args = run.read_args(Args)
+        args = run_directory.shared_args(runs, Args)
+    seeds = [run.config["args"]["seed"] for run in runs] or list(range(args.seed, args.seed + args.num_seeds))
     spec = resolve(args.env_id)
     args, origins = resolve_settings(args, spec)
     if args.print_config:
@@ -491,107 +523,176 @@ def main(args: Args) -> None:
         return
 
     # What can be refused is refused before any data is touched.
-    if run is None:
-        run_directory.check_vacant(args.run_dir)
-    else:
-        origins = run.config["origins"]
+    paths = [] if runs else run_directory.new_paths(args.run_dir, ALGORITHM, spec, seeds)
     if args.track:
         run_directory.import_wandb()
     dataset, provenance = datasets.load(
         spec,
-        dataset_path=args.dataset_path if run is None else run.dataset_path,
+        dataset_path=runs[0].dataset_path if runs else args.dataset_path,
         dataset_dir=args.dataset_dir,
         source=args.data_source,
         collect_episodes=args.collect_episodes,
         collect_workers=args.collect_workers,
     )
-    if run is None:
-        run = RunDirectory.create(args.run_dir, ALGORITHM, spec, args, origins, provenance)
-    run.check_data(provenance)
+    for path, seed in zip(paths, seeds, strict=False):
+        of_seed = dataclasses.replace(args, seed=seed, num_seeds=1, run_dir=path)
+        runs.append(RunDirectory.create(path, ALGORITHM, spec, of_seed, origins, provenance, seeds))
+    for run in runs:
+        run.check_data(provenance)
+        if args.track:
+            run.track(args.wandb_project)
+
+    # The seed axis: one place for each seed, spread over the devices.
+    placement = machine.place_seeds(len(seeds))
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(
+        jnp.array(seeds + seeds[-1:] * (placement.places - len(seeds)))
+    )
+    init_keys, train_keys = (jax.device_put(keys[:, i], placement.by_seed) for i in (0, 1))
+    eval_device = machine.policy_device()
+    eval_keys = jax.device_put(keys[: len(seeds), 2], eval_device)
+    init = functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim)
+    states = jax.device_put(jax.jit(jax.vmap(init))(init_keys), placement.by_seed)
+    on_cpu, on_host = jax.default_backend() == "cpu", args.data_memory == "host"
+    if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
+        print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
+        on_host = True
     session.announce(
         environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
-        data=f"{datasets.describe(provenance)}, {dataset.describe_size()}",
-        settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
-        networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}, seed {args.seed}",
+        data=f"{datasets.describe(provenance)}, {dataset.describe_size()}" + (" on the host" if on_host else ""),
+        settings=", ".join(f"{name} {getattr(args, name)} ({runs[0].config['origins'][name]})" for name in origins),
+        networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}",
+        seeds=f"{', '.join(map(str, seeds))}" + (f" ({placement.description})" if len(seeds) > 1 else ""),
         device=describe_device(),
-        run=str(run.path),
+        run=", ".join(str(run.path) for run in runs),
     )
     if spec.family not in PUBLISHED:
         print(f"note: nothing is published for {spec.family}; tune --{KNOB.replace('_', '-')}", flush=True)
-    if args.track:
-        run.track(args.wandb_project)
 
-    init_key, train_key, eval_key = jax.random.split(jax.random.key(args.seed), 3)
-    state = jax.jit(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))(init_key)
-    dataset = jax.device_put(dataset)
-    # Metrics of the updates since the last row of train.csv. A checkpoint between two rows has to hold them.
-    metric_names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state, dataset, train_key)[1]
-    unlogged = {name: np.zeros(args.log_interval, np.float32) for name in metric_names}
-    if run.has_checkpoint():
-        state, unlogged = run.restore((state, unlogged))
-    step = int(state.step)
-    run.rewind(step)
+    # Metrics of the updates since the last row of train.csv, for each seed. Checkpoints between two rows need them.
+    state_of_one = jax.eval_shape(init, init_keys[0])
+    names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state_of_one, dataset, train_keys[0])[1]
+    unlogged = {name: np.zeros((len(seeds), args.log_interval), np.float32) for name in names}
+    checkpoint_of_one = (state_of_one, jax.tree.map(lambda values: values[0], unlogged))
+    step = run_directory.last_common_step(runs, checkpoint_of_one)
+    if step > 0:
+        restored = [run.restore(step, checkpoint_of_one) for run in runs]
+        restored += restored[-1:] * (placement.places - len(seeds))
+        states, unlogged = jax.tree.map(lambda *leaves: np.stack(leaves), *restored)
+        states = jax.device_put(states, placement.by_seed)
+        unlogged = jax.tree.map(lambda values: values[: len(seeds)], unlogged)
+    for run in runs:
+        run.rewind(step)
+
+    # Data: shared by all seeds on the device; or on the host, which fetches the batches of the chunk after this one.
+    def end_of_chunk(step: int) -> int:
+        """A chunk ends where something is due; sooner on a CPU, where that takes long, and with batches to fetch."""
+        ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
+        return min(*ends, args.offline_steps, step + SHORT_CHUNK if on_cpu or on_host else args.offline_steps)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def draw(first: int, num_updates: int) -> Array:
+        sample = functools.partial(sample_chunk, args, dataset.transitions.size, num_updates=num_updates)
+        return jax.vmap(sample, in_axes=(0, None))(jax.device_put(train_keys, eval_device), first)
+
+    def fetch(first: int, end: int) -> Batch:
+        return jax.device_put(take_batch(dataset, np.asarray(draw(first, end - first))), placement.by_seed)
+
+    batches_ahead = datasets.Prefetcher(fetch)
+    device_data = None if on_host else jax.device_put(dataset, placement.shared)
 
     @functools.cache
     def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         progress.compiling(num_updates)
-        chunk = functools.partial(train_chunk, args, num_updates=num_updates)
-        return jax.jit(chunk, donate_argnums=0).lower(state, dataset, train_key).compile()
+        chunk = jax.vmap(
+            functools.partial(train_chunk, args, num_updates=num_updates), in_axes=(0, 0 if on_host else None, 0)
+        )
+        return jax.jit(chunk, donate_argnums=0).lower(states, data, train_keys).compile()
 
-    @jax.jit
-    def act(actor: MLP, observations: Array, episodes: Array, time_steps: Array) -> Array:
-        keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(eval_key, i), t))(episodes, time_steps)
-        return jax.vmap(sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
+    @functools.partial(jax.jit, compiler_options=machine.single_threaded())
+    def act(actors: MLP, eval_keys: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
+        """Actions of every seed in all its lanes. A key for each step of each episode: how they are spread is free."""
 
-    on_cpu = jax.default_backend() == "cpu"
+        def act_of_seed(actor: MLP, key: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
+            keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(key, i), t))(episodes, time_steps)
+            return jax.vmap(sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
+
+        return jax.vmap(act_of_seed)(actors, eval_keys, observations, episodes, time_steps)
+
+    def save() -> None:
+        """A checkpoint of each seed, unless it is there."""
+        host_states = jax.device_get(states)
+        for i, run in enumerate(runs):
+            if run.saved_step != step:
+                run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], (host_states, unlogged)))
+
+    def evaluate(step: int, actors: MLP) -> None:
+        """Begin to evaluate what the seeds have learned by `step`, once the evaluation before has ended."""
+        log_evaluation(wait=True)
+        copies = jax.device_put(jax.tree.map(lambda leaf: np.array(leaf)[: len(seeds)], actors), eval_device)
+        evaluator.submit(step, functools.partial(act, copies, eval_keys), stop.requested)
+
+    def log_evaluation(*, wait: bool) -> None:
+        """Log the evaluation that is under way, if it has ended or is to be waited for."""
+        finished = evaluator.finished(wait=wait)
+        if finished is not None:
+            at, results = finished
+            for run, result in zip(runs, results, strict=True):
+                if run.is_due(at):
+                    run.log("eval", {"step": at, **result})
+            progress.report_evaluation(at, results)
+
     evaluator = Evaluator(
-        spec, args.eval_episodes, seed=args.seed, num_envs=args.eval_envs, dataset_path=run.dataset_path
+        spec, args.eval_episodes, seeds=seeds, workers=args.eval_workers, dataset_path=runs[0].dataset_path
     )
     with (
-        contextlib.closing(run),
-        contextlib.closing(evaluator),
+        contextlib.ExitStack() as stack,
         session.StopSignals() as stop,
-        session.Progress(args.offline_steps, initial=step, seconds=run.seconds, on_cpu=on_cpu) as progress,
+        session.Progress(
+            args.offline_steps, initial=step, seconds=max(run.seconds for run in runs), on_cpu=on_cpu
+        ) as progress,
     ):
+        for closable in (*runs, batches_ahead, evaluator):
+            stack.callback(closable.close)
+        for missed, checkpoints in run_directory.missed_evaluations(runs, checkpoint_of_one):
+            actors = [state.params.actor for state, _ in checkpoints]
+            evaluate(missed, jax.tree.map(lambda *leaves: np.stack(leaves), *actors))
         while True:
+            if any(run.is_due(step) for run in runs):
+                save()
+                evaluate(step, states.params.actor)
             is_last = step == args.offline_steps
-            if (is_last or (step > 0 and step % args.eval_interval == 0)) and step not in run.evaluations:
-                if run.saved_step != step:
-                    run.save(step, (state, unlogged))
-                result = evaluator(functools.partial(act, state.params.actor), stop.requested)
-                if result is not None:
-                    run.log("eval", {"step": step, **result})
-                    progress.report(result, keep=True)
+            log_evaluation(wait=is_last)
             if is_last or stop.requested():
                 break
 
-            # A chunk ends where something is due; on a CPU, where that takes long, sooner.
-            ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
-            end = min(*ends, args.offline_steps, step + CPU_CHUNK if on_cpu else args.offline_steps)
+            end = end_of_chunk(step)
+            data = batches_ahead(step, end, end_of_chunk(end)) if on_host else device_data
             chunk = compile_chunk(end - step)
             with progress.timed(end):
-                state, metrics = jax.block_until_ready(chunk(state, dataset, train_key))
-            metrics = jax.device_get(metrics)
+                states, metrics = jax.block_until_ready(chunk(states, data, train_keys))
+            metrics = {name: values[: len(seeds)] for name, values in jax.device_get(metrics).items()}
             finite = np.logical_and.reduce([np.isfinite(values) for values in metrics.values()])
             if not finite.all():
-                diverged = step + 1 + int(finite.argmin())
-                names = ", ".join(name for name, values in metrics.items() if not np.isfinite(values).all())
-                raise UserError(f"not finite at update {diverged}: {names}; the run is stopped, {run.last_good()}")
+                broken, update = np.argwhere(~finite)[0]
+                names = ", ".join(name for name, values in metrics.items() if not np.isfinite(values[broken]).all())
+                where = f"seed {seeds[broken]}, update {step + 1 + update}"
+                raise UserError(f"not finite ({where}): {names}; the run is stopped, {runs[broken].last_good()}")
             for name, values in metrics.items():
-                unlogged[name][np.arange(step, end) % args.log_interval] = values
+                unlogged[name][:, np.arange(step, end) % args.log_interval] = values
             step = end
 
             if step % args.log_interval == 0 or step == args.offline_steps:
                 filled = step % args.log_interval or args.log_interval
-                row = {name: float(values[:filled].mean(dtype=np.float64)) for name, values in unlogged.items()}
-                run.log("train", {"step": step, **row})
-                run.log("time", {"step": step, **progress.times()})
-                progress.report({name: row[name] for name in ("critic/loss", "critic/q_mean", "actor/q_mean")})
-            if run.minutes_since_save() >= args.save_minutes:
-                run.save(step, (state, unlogged))
-        if run.saved_step != step:
-            run.save(step, (state, unlogged))
-    run.print_outcome(step, args.offline_steps)
+                means = {name: values[:, :filled].mean(axis=1, dtype=np.float64) for name, values in unlogged.items()}
+                for i, run in enumerate(runs):
+                    run.log("train", {"step": step, **{name: float(mean[i]) for name, mean in means.items()}})
+                    run.log("time", {"step": step, **progress.times()})
+                shown = ("critic/loss", "critic/q_mean", "actor/q_mean")
+                progress.report({name: float(means[name].mean()) for name in shown})
+            if runs[0].minutes_since_save() >= args.save_minutes:
+                save()
+        save()
+    run_directory.print_outcome(runs, step, args.offline_steps)
 
 
 if __name__ == "__main__":

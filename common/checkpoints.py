@@ -4,6 +4,7 @@ import pathlib
 import sys
 import zipfile
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,26 +16,38 @@ from common.files import write_whole
 KEEP = 2
 
 # What `np.load` and the zip format raise on a truncated or altered file (every array in an npz file has a CRC-32).
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def save(folder: pathlib.Path, step: int, tree: Any) -> pathlib.Path:
+def save(folder: pathlib.Path, step: int, tree: Any, *, keep: Collection[int] = ()) -> pathlib.Path:
     """Write a pytree of arrays as `step-000012000.npz`, one entry a leaf, named by its path in the tree.
+
+    Args:
+        folder: where to.
+        step: updates so far.
+        tree: the state.
+        keep: steps of checkpoints that are still needed, beside the last two.
 
     Raises:
         OSError: the file could not be written.
         UserError: a number is not finite: the state is not worth keeping.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:09d}.npz"
+    path = _path(folder, step)
     arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{name} is not finite after update {step}; the run is stopped, {last_good(folder)}")
     write_whole(path, lambda temporary: np.savez(temporary, **arrays))
-    for old in by_step(folder)[:-KEEP]:
-        old.unlink()
+    prune(folder, keep)
     return path
+
+
+def prune(folder: pathlib.Path, keep: Collection[int]) -> None:
+    """Remove all checkpoints but the last two and those of the steps to `keep`."""
+    for old in by_step(folder)[:-KEEP]:
+        if step_of(old) not in keep:
+            old.unlink()
 
 
 def last_good(folder: pathlib.Path) -> str:
@@ -43,35 +56,42 @@ def last_good(folder: pathlib.Path) -> str:
     return f"the last good checkpoint is {paths[-1]}" if paths else "before its first checkpoint"
 
 
-def restore_latest(folder: pathlib.Path, like: Any) -> Any:
-    """Read the newest sound checkpoint; a damaged one is named on stderr and the one before it is used.
+def sound_steps(folder: pathlib.Path, like: Any) -> set[int]:
+    """The steps of all checkpoints that can be read; a damaged one is named on stderr.
 
     Args:
         folder: where `save` wrote.
         like: a pytree of the same structure, shapes and dtypes.
 
     Raises:
-        UserError: there is no sound checkpoint.
+        UserError: there are checkpoints, and all of them are damaged.
     """
-    paths = by_step(folder)
-    for path in reversed(paths):
+    paths, sound = by_step(folder), set()
+    for path in paths:
         try:
-            return restore(path, like)
-        except _DAMAGE as error:
+            restore(folder, step_of(path), like)
+            sound.add(step_of(path))
+        except DAMAGE as error:
             print(f"warning: {path} is damaged ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-    problem = f"all {len(paths)} checkpoints in {folder} are damaged" if paths else f"no checkpoint in {folder}"
-    raise UserError(f"{problem}; nothing can be resumed, start the run anew")
+    if paths and not sound:
+        problem = f"all {len(paths)} checkpoints in {folder} are damaged"
+        raise UserError(f"{problem}; nothing can be resumed, start the run anew")
+    return sound
 
 
-def restore(path: pathlib.Path, like: Any) -> Any:
-    """Read one checkpoint into the structure of `like`."""
-    with np.load(path) as arrays:
+def restore(folder: pathlib.Path, step: int, like: Any) -> Any:
+    """Read the checkpoint of this step into the structure of `like`, as NumPy arrays.
+
+    Raises:
+        OSError, ValueError, ...: it is not there, damaged, or of another structure.
+    """
+    with np.load(_path(folder, step)) as arrays:
         leaves = []
         for name, leaf in _named_leaves(like).items():
             array = arrays[name]
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"{name} is {array.dtype}{array.shape}, expected {leaf.dtype}{leaf.shape}")
-            leaves.append(array if isinstance(leaf, np.ndarray) else jax.numpy.array(array))
+            leaves.append(array)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -81,4 +101,13 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 def by_step(folder: pathlib.Path) -> list[pathlib.Path]:
     """All checkpoints, the newest last."""
-    return sorted(folder.glob("step-*.npz"))
+    return sorted(folder.glob("step-?????????.npz"))
+
+
+def step_of(path: pathlib.Path) -> int:
+    """Updates that a checkpoint was saved after."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def _path(folder: pathlib.Path, step: int) -> pathlib.Path:
+    return folder / f"step-{step:09d}.npz"

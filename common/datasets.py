@@ -1,10 +1,12 @@
 """Offline data: where a data set comes from, whether it is sound, and how it lies in memory."""
 
+import concurrent.futures
 import contextlib
 import json
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -59,10 +61,38 @@ class Dataset(eqx.Module):
         """Length of an action."""
         return self.actions.shape[1]
 
+    @property
+    def num_bytes(self) -> int:
+        """In memory."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
     def describe_size(self) -> str:
         """For people: transitions and bytes in memory."""
-        megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self)) / 1e6
-        return f"{self.transitions.size:,} transitions, {megabytes:.0f} MB"
+        return f"{self.transitions.size:,} transitions, {self.num_bytes / 1e6:.0f} MB"
+
+
+class Prefetcher:
+    """Fetches, in a thread, what will be asked for next while the caller computes."""
+
+    def __init__(self, fetch: Callable[[int, int], Any]):
+        """Args:
+        fetch: what belongs to the updates from one number to another.
+        """
+        self._fetch = fetch
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
+        self._ahead: dict[tuple[int, int], concurrent.futures.Future] = {}
+
+    def __call__(self, first: int, end: int, next_end: int) -> Any:
+        """What belongs to the updates from `first` to `end`, while those up to `next_end` are fetched."""
+        here, ahead = (first, end), (end, next_end)
+        future = self._ahead.get(here) or self._thread.submit(self._fetch, *here)
+        result = future.result()
+        self._ahead = {ahead: self._thread.submit(self._fetch, *ahead)} if next_end > end else {}
+        return result
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def load(

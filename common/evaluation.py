@@ -1,9 +1,12 @@
-"""Evaluates a policy in the real environments, in parallel."""
+"""Evaluates policies in the real environments: in worker processes, and in a thread, so that training can go on."""
 
+import concurrent.futures
 import functools
+import math
 import pathlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import numpy as np
@@ -13,23 +16,26 @@ from jaxtyping import Float, Int
 
 from common import minari_data
 from common.env_ids import EnvSpec
-from common.envs import make_evaluation_env
+from common.envs import make_evaluation_lanes
 from common.errors import UserError
 from common.machine import available_cores
 
 GRACE_S = 1.0
+LANES_PER_WORKER = 4  # at least: the policy is called once for all of them, and processes talk less
 
-# (observations [envs, o], episode numbers [envs], time steps [envs]) -> actions [envs, a]
+# (observations [seeds, lanes, o], episode numbers and time steps [seeds, lanes]) -> actions [seeds, lanes, a]
 Policy = Callable[
-    [Float[np.ndarray, "envs o"], Int[np.ndarray, " envs"], Int[np.ndarray, " envs"]], Float[np.ndarray, "envs a"]
+    [Float[np.ndarray, "seeds lanes o"], Int[np.ndarray, "seeds lanes"], Int[np.ndarray, "seeds lanes"]],
+    Float[np.ndarray, "seeds lanes a"],
 ]
+Results = list[dict[str, float]]  # of each seed
 
 
 class Evaluator:
-    """Runs the same episodes at every evaluation, spread over parallel environments.
+    """Runs the same episodes at every evaluation, for several training seeds at once, spread over worker processes.
 
-    Episode i always starts from the seed made of (seed, i), and environment e of n always runs the episodes e, e + n,
-    e + 2n, ...: never 'the first to finish', which would favour short episodes.
+    Episode i of a training seed always starts from the seed made of (training seed, i), and lane j of n always runs the
+    episodes j, j + n, j + 2n, ...: never 'the first to finish', which would favour short episodes.
     """
 
     def __init__(
@@ -37,36 +43,66 @@ class Evaluator:
         spec: EnvSpec,
         episodes: int,
         *,
-        seed: int,
-        num_envs: int | None = None,
+        seeds: Sequence[int],
+        workers: int | None = None,
         dataset_path: pathlib.Path | None = None,
     ):
         """Args:
         spec: environment.
-        episodes: episodes an evaluation.
-        seed: seed of the start states.
-        num_envs: parallel environments, one process each; one for each core if None.
+        episodes: episodes an evaluation, for each seed.
+        seeds: training seeds.
+        workers: processes, each with several environments; one for each core if None. One is this process itself.
         dataset_path: folder of the Minari data set, which names the environment; OGBench needs none.
         """
         self.spec = spec
         self.dataset_path = dataset_path
         self.reference_scores = None if spec.suite == "ogbench" else minari_data.reference_scores(spec, dataset_path)
-        self.num_envs = min(num_envs or available_cores(), episodes)
+        workers = workers or available_cores()
+        self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
+        self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker
+        self.workers = math.ceil(len(seeds) * self.lanes / self._share)
         self.episode_seeds = [
-            int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)
+            [int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)]
+            for seed in seeds
         ]
         self._envs: gymnasium.vector.VectorEnv | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "evaluation")
+        self._under_way: tuple[int, concurrent.futures.Future[Results | None]] | None = None
+        self._closing = threading.Event()
 
-    def __call__(self, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Run all episodes.
+    def submit(self, step: int, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Begin to run all episodes in a thread, for the policies after update `step`; one evaluation at a time."""
+        assert self._under_way is None
+        stop = lambda: should_stop() or self._closing.is_set()  # noqa: E731
+        self._under_way = step, self._thread.submit(self, policy, stop)
+
+    def finished(self, *, wait: bool) -> tuple[int, Results] | None:
+        """The step and the results of the evaluation under way; None if it goes on, was stopped, or there is none.
+
+        Args:
+            wait: for its end, unless it is stopped.
+
+        Raises:
+            UserError: a worker process died.
+        """
+        if self._under_way is None or not (wait or self._under_way[1].done()):
+            return None
+        step, future = self._under_way
+        self._under_way = None
+        results = future.result()
+        return None if results is None else (step, results)
+
+    def __call__(self, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> Results | None:
+        """Run all episodes now.
 
         Args:
             policy: actions for a batch of observations, given each one's episode number and time step.
             should_stop: asked at every step.
 
         Returns:
-            Means over episodes: success in percent (of those of which the environment tells it), normalised score in
-            percent (where there are references), return (undiscounted), length in steps. None if it was stopped.
+            For each seed means over episodes: success in percent (of those of which the environment tells it),
+            normalised score in percent (where there are references), return (undiscounted), length in steps. None if it
+            was stopped.
 
         Raises:
             UserError: a worker process died.
@@ -74,7 +110,7 @@ class Evaluator:
         try:
             return self._evaluate(self.start(), policy, should_stop)
         except (EOFError, ConnectionError) as error:  # a signal to the whole process group, the kernel short of memory
-            self.close()
+            self._close_envs()
             deadline = time.monotonic() + GRACE_S
             while (
                 time.monotonic() < deadline
@@ -82,42 +118,48 @@ class Evaluator:
                 if should_stop():
                     return None
                 time.sleep(0.05)
-            raise UserError("an evaluation process died; fewer --eval-envs need less memory") from error
+            raise UserError("an evaluation process died; fewer --eval-workers need less memory") from error
 
     def _evaluate(
         self, envs: gymnasium.vector.VectorEnv, policy: Policy, should_stop: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        num_episodes = len(self.episode_seeds)
-        episode = np.arange(self.num_envs)  # the episode that each environment is in; num_episodes or more: done
-        time_step = np.zeros(self.num_envs, dtype=np.int64)
-        returns, lengths, successes = np.zeros((3, num_episodes))
-        observations, _ = envs.reset(seed=[self.episode_seeds[i] for i in episode])
-        with tqdm.tqdm(total=num_episodes, desc="evaluating", unit="episode", leave=False, disable=None) as progress:
-            while True:
+    ) -> Results | None:
+        num_seeds, num_episodes = len(self.episode_seeds), len(self.episode_seeds[0])
+        shape = (num_seeds, self.lanes)
+        size = num_seeds * self.lanes
+
+        def by_seed(x: np.ndarray) -> np.ndarray:  # [workers, lanes of a worker, ...] -> [seeds, lanes of a seed, ...]
+            return x.reshape(-1, *x.shape[2:])[:size].reshape(*shape, *x.shape[2:])
+
+        episode = np.tile(np.arange(self.lanes), (num_seeds, 1))  # that each lane is in; num_episodes or more: through
+        time_step = np.zeros(shape, dtype=np.int64)
+        results = {name: np.zeros((num_seeds, num_episodes)) for name in ("return", "length", "success")}
+        actions = np.zeros(envs.action_space.shape, np.float32)
+        observations, _ = envs.reset()
+        progress = tqdm.tqdm(
+            total=num_seeds * num_episodes, desc="evaluating", unit="episode", leave=False, position=1, disable=None
+        )
+        with progress:
+            while (episode < num_episodes).any():
                 if should_stop():
-                    self.close()  # a step may be under way
+                    self._close_envs()  # a step may be under way
                     return None
-                actions = np.asarray(policy(observations, episode, time_step))
-                observations, rewards, terminated, truncated, infos = envs.step(actions)
-                running = episode < num_episodes
-                returns[episode[running]] += rewards[running]
+                actions.reshape(-1, actions.shape[-1])[:size] = np.reshape(
+                    policy(by_seed(observations), episode, time_step), (size, -1)
+                )
+                observations, _, _, _, infos = envs.step(actions)
                 time_step += 1
-                finished = running & (terminated | truncated)
-                if not finished.any():
+                if "ended" not in infos:
                     continue
-                lengths[episode[finished]] = time_step[finished]
-                successes[episode[finished]] = infos["success"][finished]
-                progress.update(int(finished.sum()))
-                episode[finished] += self.num_envs
-                time_step[finished] = 0
-                if (episode >= num_episodes).all():
-                    break
-                restart = finished & (episode < num_episodes)
-                if restart.any():
-                    seeds = [
-                        self.episode_seeds[i] if again else None for i, again in zip(episode, restart, strict=True)
-                    ]
-                    observations, _ = envs.reset(seed=seeds, options={"reset_mask": restart})
+                ended = by_seed(infos["ended"]) == 1
+                for name, values in results.items():
+                    values[np.nonzero(ended)[0], episode[ended]] = by_seed(infos[name])[ended]
+                progress.update(int(ended.sum()))
+                episode[ended] += self.lanes
+                time_step[ended] = 0
+        return [self._summarise(*(results[name][i] for name in results)) for i in range(num_seeds)]
+
+    def _summarise(self, returns: np.ndarray, lengths: np.ndarray, successes: np.ndarray) -> dict[str, float]:
+        """Means over the episodes of one seed."""
         result = {} if np.isnan(successes).all() else {"evaluation/success": 100 * float(np.nanmean(successes))}
         if self.reference_scores is not None:
             low, high = self.reference_scores
@@ -127,15 +169,29 @@ class Evaluator:
     def start(self) -> gymnasium.vector.VectorEnv:
         """Start the worker processes, unless they are running."""
         if self._envs is None:
-            make = [functools.partial(make_evaluation_env, self.spec, self.dataset_path)] * self.num_envs
-            if self.num_envs == 1:
+            make = [
+                functools.partial(make_evaluation_lanes, self.spec, self.dataset_path, lanes)
+                for lanes in self.lanes_of_workers()
+            ]
+            if self.workers == 1:
                 self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
             else:  # spawned, so that no worker inherits JAX's threads or touches the accelerator
                 self._envs = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         return self._envs
 
+    def lanes_of_workers(self) -> list[list[list[int]]]:
+        """The seeds of the episodes of each lane of each worker; lanes without any make up the number of the last."""
+        lanes = [seeds[lane :: self.lanes] for seeds in self.episode_seeds for lane in range(self.lanes)]
+        lanes += [[]] * (self._share * self.workers - len(lanes))
+        return [lanes[first : first + self._share] for first in range(0, len(lanes), self._share)]
+
     def close(self) -> None:
-        """End the worker processes. The next evaluation starts new ones."""
+        """End the worker processes and the thread; an evaluation that is under way is stopped."""
+        self._closing.set()
+        self._thread.shutdown()
+        self._close_envs()
+
+    def _close_envs(self) -> None:
         if self._envs is not None:
             if isinstance(self._envs, AsyncVectorEnv):
                 self._envs.close(terminate=True)

@@ -1,8 +1,14 @@
 """The machine that a run runs on."""
 
+import math
 import os
+from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled program needs beside its arguments
 
 
 def available_cores() -> int:
@@ -14,3 +20,51 @@ def describe_device() -> str:
     """What JAX computes on."""
     kind, platform = jax.devices()[0].device_kind, jax.default_backend()
     return f"{jax.local_device_count()} x {kind} ({platform}), {available_cores()} CPU cores, jax {jax.__version__}"
+
+
+class Placement(NamedTuple):
+    """Which device trains which seeds: the leading axis of every array has one entry a place."""
+
+    places: int  # as many on each device; more than there are seeds, if those do not divide evenly
+    by_seed: NamedSharding  # of arrays whose leading axis is the places
+    shared: NamedSharding  # of arrays that every device holds
+    description: str
+
+
+def place_seeds(num_seeds: int) -> Placement:
+    """Spread seeds over the local devices, as few on each as possible.
+
+    With 3 seeds on 2 devices each has 2 places, and the last one stays empty: what it computes is thrown away.
+    """
+    devices = jax.local_devices()
+    seeds_per_device = math.ceil(num_seeds / len(devices))
+    used = devices[: math.ceil(num_seeds / seeds_per_device)]
+    mesh = Mesh(np.array(used), ("seed",))
+    places = len(used) * seeds_per_device
+    empty = f", {places - num_seeds} of {places} places empty" if places > num_seeds else ""
+    return Placement(
+        places=places,
+        by_seed=NamedSharding(mesh, PartitionSpec("seed")),
+        shared=NamedSharding(mesh, PartitionSpec()),
+        description=f"{seeds_per_device} on each of {len(used)} device{'s' if len(used) > 1 else ''}{empty}",
+    )
+
+
+def fits_on_device(num_bytes: int) -> bool:
+    """Whether so much can still be put on each device. A CPU's memory is the host's: there it makes no difference."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    free = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]
+    return not free or num_bytes <= HEADROOM * min(free)
+
+
+def single_threaded() -> dict[str, bool]:
+    """Compiler options for small programs that run beside a large one on the same cores."""
+    return {"xla_cpu_multi_thread_eigen": False} if policy_device().platform == "cpu" else {}
+
+
+def policy_device() -> jax.Device:
+    """Where policies are evaluated: the CPU, where no call waits for a chunk of updates to end."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to use the accelerator alone
+        return jax.local_devices()[0]

@@ -1,4 +1,7 @@
-"""A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds")."""
+"""A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds").
+
+Seeds that are trained together are runs of their own here, each in its folder.
+"""
 
 import csv
 import dataclasses
@@ -11,6 +14,7 @@ import pathlib
 import sys
 import time
 import typing
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -50,29 +54,28 @@ class RunDirectory:
 
     @staticmethod
     def create(
-        path: pathlib.Path | None,
+        path: pathlib.Path,
         algorithm: str,
         spec: EnvSpec,
         args: Any,
         origins: dict[str, str],
         provenance: dict[str, Any],
+        seeds_together: list[int],
     ) -> "RunDirectory":
         """Start a new run.
 
         Args:
-            path: folder; runs/ALGORITHM-ENV-seedSEED-DATE-TIME if None.
+            path: folder.
             algorithm: 'drol' or 'fql'.
             spec: environment.
-            args: the resolved arguments, a dataclass.
+            args: the resolved arguments of this seed, a dataclass.
             origins: where each resolved setting came from.
             provenance: where the data came from.
+            seeds_together: all seeds that are trained together, this one among them.
 
         Raises:
             UserError: there is something at this path already, or it cannot be written.
         """
-        now = datetime.datetime.now()
-        if path is None:
-            path = pathlib.Path("runs") / f"{algorithm}-{spec.short_name}-seed{args.seed}-{now:%Y%m%d-%H%M%S}"
         config = {
             "algorithm": algorithm,
             "environment": dataclasses.asdict(spec),
@@ -81,7 +84,8 @@ class RunDirectory:
             "dataset": provenance,
             "versions": {package: metadata.version(package) for package in PACKAGES[spec.suite]},
             "device": describe_device(),
-            "started": f"{now:%Y-%m-%d %H:%M:%S}",
+            "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
+            "seeds_together": seeds_together,
         }
         check_vacant(path)
         try:
@@ -102,7 +106,11 @@ class RunDirectory:
         config = read_config(path)
         if config["algorithm"] != algorithm:
             raise UserError(f"{path}: a run of {config['algorithm']}.py, not of {algorithm}.py")
-        return RunDirectory(path, config)._locked()
+        run = RunDirectory(path, config)._locked()
+        if (path / "eval.csv").exists():
+            rows = read_table(path / "eval.csv", until_damage=True)
+            run.evaluations = {int(row["step"]): row for row in rows}
+        return run
 
     def _locked(self) -> "RunDirectory":
         """Keep other processes out of the folder as long as this one lives."""
@@ -131,9 +139,11 @@ class RunDirectory:
             raise UserError(f"{self.path} was made by another version of the script (arguments that differ: {names})")
 
         def decode(value: Any, hint: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(decode(item, typing.get_args(hint)[0]) for item in value)
             if value is not None and pathlib.Path in (hint, *typing.get_args(hint)):
                 return pathlib.Path(value)
-            return tuple(value) if isinstance(value, list) else value
+            return value
 
         return args_class(**{name: decode(value, hints[name]) for name, value in values.items()})
 
@@ -144,15 +154,28 @@ class RunDirectory:
                 f"{provenance['path']} is not the data that {self.path} was trained on: its SHA-256 differs"
             )
 
+    def is_due(self, step: int) -> bool:
+        """Whether an evaluation belongs after update `step` that is not in the log yet."""
+        args = self.config["args"]
+        is_scheduled = step == args["offline_steps"] or (step > 0 and step % args["eval_interval"] == 0)
+        return is_scheduled and step not in self.evaluations
+
     def save(self, step: int, tree: Any) -> pathlib.Path:
-        """Write a checkpoint; every row logged so far reaches the disk before it does."""
+        """Write a checkpoint; every row logged so far reaches the disk before it does.
+
+        One whose evaluation is still due is kept until that is in the log: should the run be stopped before, the
+        evaluation is made up for.
+        """
         for table in TABLES:
             if (self.path / f"{table}.csv").exists():
                 with (self.path / f"{table}.csv").open("rb+") as file:
                     os.fsync(file.fileno())
-        path = checkpoints.save(self.path / "checkpoints", step, tree)
+        path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
         self._saved_at, self.saved_step = time.monotonic(), step
         return path
+
+    def _due_checkpoints(self) -> list[int]:
+        return [step for step in self.checkpoint_steps() if self.is_due(step)]
 
     def minutes_since_save(self) -> float:
         """Wall-clock since the last checkpoint of this sitting, or since its beginning."""
@@ -162,22 +185,22 @@ class RunDirectory:
         """Where the last good state is, for a message."""
         return checkpoints.last_good(self.path / "checkpoints")
 
-    def has_checkpoint(self) -> bool:
-        """Whether there is a state to go on from. A run killed before its first checkpoint starts at its beginning."""
-        return bool(checkpoints.by_step(self.path / "checkpoints"))
+    def checkpoint_steps(self) -> list[int]:
+        """Updates that a checkpoint was saved after, sound or not, in order."""
+        return [checkpoints.step_of(path) for path in checkpoints.by_step(self.path / "checkpoints")]
 
-    def restore(self, like: Any) -> Any:
-        """Read the newest sound checkpoint. The resumed run must then `rewind` to its step."""
-        return checkpoints.restore_latest(self.path / "checkpoints", like)
+    def restore(self, step: int, like: Any) -> Any:
+        """Read the checkpoint after update `step`, as NumPy arrays. To go on from it, the run has to be rewound."""
+        return checkpoints.restore(self.path / "checkpoints", step, like)
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""
-        self.saved_step = step
+        self.saved_step = step if step in self.checkpoint_steps() else -1
         folder = self.path / "checkpoints"
         for debris in (*folder.glob(".tmp-*"), *self.path.glob(".tmp-*")):  # of a kill while it was written
             debris.unlink()
         for path in checkpoints.by_step(folder):
-            if path.stem > f"step-{step:09d}":  # damaged, or it would have been restored
+            if checkpoints.step_of(path) > step:
                 path.unlink()
         for table in TABLES:
             path = self.path / f"{table}.csv"
@@ -206,6 +229,8 @@ class RunDirectory:
             _write_rows(file, [row], header=file.tell() == 0)
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+        if table == "eval":
+            checkpoints.prune(self.path / "checkpoints", keep=self._due_checkpoints())
 
     def track(self, project: str) -> None:
         """Send every row to Weights & Biases too.
@@ -216,28 +241,109 @@ class RunDirectory:
         name = self.path.resolve().name
         try:
             self._wandb = import_wandb().init(
-                project=project, name=name, id=name, resume="allow", dir=self.path, config=self.config
+                project=project,
+                name=name,
+                id=name,
+                resume="allow",
+                reinit="create_new",  # each seed is a run of its own there, too
+                dir=self.path,
+                config=self.config,
             )
         except Exception as error:  # not logged in, no network
             raise UserError(f"--track: Weights & Biases does not start ({error})") from error
-
-    def print_outcome(self, step: int, total: int) -> None:
-        """The last line of a run: its score, or how to go on."""
-        if step == total and step in self.evaluations:
-            rows = headline_evaluations(self.config["environment"]["suite"], list(self.evaluations.values()))
-            steps = ", ".join(f"{row['step']:,}" for row in rows)
-            metric = score_metric(rows)
-            score = sum(row[metric] for row in rows) / len(rows)
-            which = f"mean of the evaluations after {steps}" if len(rows) > 1 else f"evaluation after {steps}"
-            print(f"done: {SCORES[metric]} {score:.1f}, {which} updates; {self.path}")
-        else:
-            script = pathlib.Path(sys.argv[0]).name
-            print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {self.path}")
 
     def close(self) -> None:
         """Finish what `track` began."""
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: list[int]) -> list[pathlib.Path]:
+    """The folders of new runs, one a seed: PATH itself, or PATH/seed0, PATH/seed1, .. where there are several seeds.
+
+    Args:
+        path: the folder that was asked for; runs/ALGORITHM-ENV-seedSEED-DATE-TIME if None.
+        algorithm: 'drol' or 'fql'.
+        spec: environment.
+        seeds: seeds.
+
+    Raises:
+        UserError: there is something at one of these paths already.
+    """
+    if path is None:
+        now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        paths = [pathlib.Path("runs") / f"{algorithm}-{spec.short_name}-seed{seed}-{now}" for seed in seeds]
+    else:
+        paths = [path] if len(seeds) == 1 else [path / f"seed{seed}" for seed in seeds]
+    for each in paths:
+        check_vacant(each)
+    return paths
+
+
+def shared_args(runs: list[RunDirectory], args_class: type[Args]) -> Args:
+    """The arguments of runs that are to go on together, which may differ in the seed alone.
+
+    Raises:
+        UserError: they differ in something else.
+    """
+    each = [run.read_args(args_class) for run in runs]
+    for run, args in zip(runs, each, strict=True):
+        for name, value in vars(args).items():
+            if name not in ("seed", "run_dir") and value != getattr(each[0], name):
+                raise UserError(
+                    f"{runs[0].path} and {run.path} cannot go on together: they differ in --{name.replace('_', '-')}"
+                )
+    return each[0]
+
+
+def last_common_step(runs: list[RunDirectory], like: Any) -> int:
+    """The newest update that all of these runs have a sound checkpoint of; 0 if none of them has any.
+
+    Args:
+        runs: runs that are to go on together.
+        like: the state of one seed, in structure, shapes and dtypes.
+
+    Raises:
+        UserError: they have no checkpoint in common, or all are damaged.
+    """
+    sound = [checkpoints.sound_steps(run.path / "checkpoints", like) for run in runs]
+    if not any(sound):
+        return 0  # new runs, or killed before their first checkpoint
+    common = set.intersection(*sound)
+    if not common:
+        steps = ", ".join(f"{run.path} at {max(steps, default=0):,}" for run, steps in zip(runs, sound, strict=True))
+        raise UserError(f"these runs stand at different updates, resume each of them alone: {steps}")
+    return max(common)
+
+
+def missed_evaluations(runs: list[RunDirectory], like: Any) -> Iterator[tuple[int, list[Any]]]:
+    """Evaluations that an earlier sitting began and did not end, before the last checkpoint: the step, and each state.
+
+    Args:
+        runs: runs that go on together.
+        like: the state of one seed, in structure, shapes and dtypes.
+    """
+    for step in sorted({step for run in runs for step in run.checkpoint_steps()[:-1] if run.is_due(step)}):
+        try:
+            yield step, [run.restore(step, like) for run in runs]
+        except checkpoints.DAMAGE as error:  # nothing left to evaluate
+            print(f"warning: the evaluation after update {step:,} is lost ({error})", file=sys.stderr, flush=True)
+
+
+def print_outcome(runs: list[RunDirectory], step: int, total: int) -> None:
+    """The last lines: the score of each run, or how to go on."""
+    if not all(step == total and step in run.evaluations for run in runs):
+        paths = " ".join(str(run.path) for run in runs)
+        script = pathlib.Path(sys.argv[0]).name
+        print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {paths}")
+        return
+    for run in runs:
+        rows = headline_evaluations(run.config["environment"]["suite"], list(run.evaluations.values()))
+        steps = ", ".join(f"{row['step']:,}" for row in rows)
+        metric = score_metric(rows)
+        score = sum(row[metric] for row in rows) / len(rows)
+        which = f"mean of the evaluations after {steps}" if len(rows) > 1 else f"evaluation after {steps}"
+        print(f"done: {SCORES[metric]} {score:.1f}, {which} updates; {run.path}")
 
 
 def headline_evaluations(suite: str, evaluations: list[Row]) -> list[Row]:
@@ -277,9 +383,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def check_vacant(path: pathlib.Path | None) -> None:
-    """Raises `UserError` if a new run cannot take this folder. None is a folder of the run's own."""
-    if path is None or not path.exists():
+def check_vacant(path: pathlib.Path) -> None:
+    """Raises `UserError` if a new run cannot take this folder."""
+    if not path.exists():
         return
     if not path.is_dir():
         raise UserError(f"--run-dir {path} is not a folder")

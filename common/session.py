@@ -142,16 +142,26 @@ class Progress:
         tqdm.tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    def report(self, numbers: dict[str, float], *, keep: bool = False) -> None:
-        """Show the newest numbers: on the bar, or as a line, which stays."""
-        text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        if self._is_terminal and not keep:
+    def report(self, numbers: dict[str, float]) -> None:
+        """Show the newest numbers: on the bar, or as a line where there is none."""
+        text = _text(numbers)
+        if self._is_terminal:
             self._bar.set_postfix_str(text)
         else:
             rate = 1 / self.seconds_per_update if self.step > self._initial else 0
             left = duration((self.total - self.step) * self.seconds_per_update)
             now = time.strftime("%H:%M:%S")
             self.say(f"{now}  {self.step:>9,} of {self.total:,}  {rate:.4g} updates/s  {left} left  {text}")
+
+    def report_evaluation(self, step: int, results: list[dict[str, float]]) -> None:
+        """Print what the policies of each seed were worth after update `step`, by now a while ago."""
+        means = {name: sum(result[name] for result in results) / len(results) for name in results[0]}
+        which = f" (means over {len(results)} seeds)" if len(results) > 1 else ""
+        self.say(f"{time.strftime('%H:%M:%S')}  {step:>9,} of {self.total:,}  {_text(means)}{which}")
+
+
+def _text(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 
 def duration(seconds: float) -> str:

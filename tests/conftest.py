@@ -62,8 +62,9 @@ def command(*args: object, script: str = "drol.py", module: str | None = None) -
     return [sys.executable, *program, *map(str, args)]
 
 
-def run_script(*args: object, cwd: pathlib.Path = REPOSITORY, **program: str) -> subprocess.CompletedProcess:
+def run_script(
+    *args: object, cwd: pathlib.Path = REPOSITORY, variables: dict[str, str] | None = None, **program: str
+) -> subprocess.CompletedProcess:
     """Run drol.py (or another script, or a module) as a user does, in another process."""
-    return subprocess.run(
-        command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=240, env=environment()
-    )
+    env = environment() | (variables or {})
+    return subprocess.run(command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=240, env=env)

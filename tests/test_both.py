@@ -81,12 +81,31 @@ def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
         np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_batches_from_the_host_are_those_that_the_device_draws(algorithm):
+    args, dataset, key = make_args(algorithm), random_dataset(), jax.random.key(1)
+    results = []
+    for on_host in (False, True):
+        state = init(algorithm, args, 0)
+        for first in (0, 4):  # the second chunk does not begin with the first update
+            data = jax.device_put(dataset)
+            if on_host:
+                sampled = algorithm.sample_chunk(args, dataset.transitions.size, key, jnp.int32(first), 4)
+                data = algorithm.take_batch(dataset, np.asarray(sampled))
+                assert isinstance(data.observations, np.ndarray)
+            state, _ = jax.jit(functools.partial(algorithm.train_chunk, args, num_updates=4))(state, data, key)
+        results.append(state)
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_batches_never_cross_a_trajectory_boundary():
     rows, episode = 40, 10
     dataset = dataclasses.replace(
         random_dataset(rows, episode), observations=np.repeat(np.arange(rows, dtype=np.float32)[:, None], 3, axis=1)
     )
-    batch = drol.sample_batch(jax.device_put(dataset), 2000, jax.random.key(0))
+    transitions = drol.sample_transitions(make_args(drol, batch_size=2000), dataset.transitions.size, jax.random.key(0))
+    batch = drol.take_batch(jax.device_put(dataset), transitions)
     first, second = np.asarray(batch.observations)[:, 0], np.asarray(batch.next_observations)[:, 0]
     np.testing.assert_array_equal(second, first + 1)
     np.testing.assert_array_equal(first // episode, second // episode)

@@ -1,10 +1,15 @@
 """Evaluation in the real environments."""
 
+import itertools
+import threading
+import time
+
 import numpy as np
 import pytest
 
+from common import evaluation
 from common.env_ids import resolve
-from common.envs import EvaluationEnv, make_env, make_evaluation_env
+from common.envs import EpisodeLanes, EvaluationEnv, make_env, make_evaluation_env
 from common.evaluation import Evaluator
 
 POINTMAZE = resolve("pointmaze-medium")
@@ -12,7 +17,7 @@ POINTMAZE = resolve("pointmaze-medium")
 
 def oracle(observations, episodes, time_steps):
     """Walks to the goal of the default task by the maze's own shortest path."""
-    return np.stack([_direction(observation) for observation in observations])
+    return np.apply_along_axis(_direction, -1, observations)
 
 
 def _direction(xy, cache=[]):  # noqa: B006 (one maze for all calls)
@@ -36,7 +41,7 @@ def wander(observations, episodes, time_steps):
 
 
 def evaluate(policy, spec=POINTMAZE, **kwargs):
-    evaluator = Evaluator(spec, **{"episodes": 5, "seed": 3, "num_envs": 1} | kwargs)
+    evaluator = Evaluator(spec, **{"episodes": 5, "seeds": [3], "workers": 1} | kwargs)
     try:
         return evaluator(policy)
     finally:
@@ -44,20 +49,33 @@ def evaluate(policy, spec=POINTMAZE, **kwargs):
 
 
 def test_success_is_in_percent_and_return_counts_steps():
-    reached = evaluate(oracle)
+    (reached,) = evaluate(oracle)
     assert reached["evaluation/success"] == 100
     assert reached["evaluation/length"] < 300
     # -1 a step, 0 on the last one, at which the goal has been reached (ogbench: success of the state before the step).
     assert reached["evaluation/return"] == pytest.approx(1 - reached["evaluation/length"])
-    lost = evaluate(lambda observations, *_: np.zeros((len(observations), 2), np.float32), episodes=2)
+    (lost,) = evaluate(lambda observations, *_: np.zeros_like(observations), episodes=2)
     assert lost == {"evaluation/success": 0, "evaluation/return": -1000, "evaluation/length": 1000}
 
 
-def test_results_do_not_depend_on_the_number_of_environments():
-    """With episodes of different lengths, environments that finish early, and one that has nothing left to do."""
-    results = [evaluate(oracle, num_envs=n) for n in (1, 2, 3)]
-    assert results[0] == results[1] == results[2]
-    assert results[0] != evaluate(oracle, seed=4)
+@pytest.mark.parametrize("policy", [oracle, wander])
+def test_results_do_not_depend_on_how_episodes_are_spread(policy):
+    """Over workers and lanes, and next to other seeds: with lanes that end early, and some that have nothing to do."""
+    settings = {"episodes": 5 if policy is oracle else 2}
+    three, four = (evaluate(policy, seeds=[seed], **settings)[0] for seed in (3, 4))
+    assert three != four or policy is wander  # which never arrives
+    assert evaluate(policy, seeds=[3], workers=3, **settings) == [three]
+    assert evaluate(policy, seeds=[4, 3], workers=3, **settings) == [four, three]
+
+
+def test_every_episode_has_one_lane(monkeypatch):
+    monkeypatch.setattr(evaluation, "LANES_PER_WORKER", 2)
+    for seeds, workers, episodes in [([0], 1, 5), ([0, 1, 2], 1, 3), ([5, 6], 3, 4)]:
+        evaluator = Evaluator(POINTMAZE, episodes, seeds=seeds, workers=workers)
+        lanes = evaluator.lanes_of_workers()
+        spread = [episode for worker in lanes for lane in worker for episode in lane]
+        assert sorted(spread) == sorted(itertools.chain(*evaluator.episode_seeds))
+        assert len({len(worker) for worker in lanes}) == 1  # vectorised environments have one shape
 
 
 def test_evaluations_repeat_themselves_and_start_states_differ():
@@ -75,21 +93,52 @@ def test_evaluations_repeat_themselves_and_start_states_differ():
     assert ends[0][0].dtype == np.float32
 
 
-def test_a_finished_episode_waits_for_the_others():
-    env = EvaluationEnv(make_env(POINTMAZE.gym_id, max_episode_steps=3))
-    env.reset(seed=0)
-    steps = [env.step(np.ones(2, np.float32)) for _ in range(5)]
-    assert [truncated for _, _, _, truncated, _ in steps] == [False, False, True, True, True]
-    np.testing.assert_array_equal(steps[2][0], steps[4][0])
-    assert not np.array_equal(steps[1][0], steps[2][0])
-    env.reset(seed=0)
-    assert env.step(np.ones(2, np.float32))[3] is False
+def test_lanes_begin_their_next_episode_by_themselves():
+    def make():
+        return EvaluationEnv(make_env(POINTMAZE.gym_id, max_episode_steps=3))
+
+    lanes = EpisodeLanes(make, [[10, 11], [], [12]])
+    first, _ = lanes.reset()
+    alone = make()
+    for lane, seed in ((0, 10), (2, 12)):
+        np.testing.assert_array_equal(first[lane], alone.reset(seed=seed)[0])
+    steps = [lanes.step(np.ones((3, 2), np.float32)) for _ in range(7)]
+    assert [info.get("ended", np.zeros(3)).tolist() for *_, info in steps] == [
+        *([0, 0, 0], [0, 0, 0], [1, 0, 1]),
+        *([0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]),
+    ]
+    third, sixth = steps[2][-1], steps[5][-1]
+    assert (third["length"].tolist(), third["return"].tolist()) == ([3, 0, 3], [-3, 0, -3])
+    assert sixth["length"].tolist() == [3, 0, 0]
+    np.testing.assert_array_equal(steps[2][0][0], alone.reset(seed=11)[0])
 
 
-@pytest.mark.parametrize("num_envs", [1, 2])
-def test_it_stops_when_asked_and_starts_again(num_envs):
-    evaluator = Evaluator(POINTMAZE, episodes=2, seed=0, num_envs=num_envs)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_stops_when_asked_and_starts_again(workers):
+    evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=workers)
     calls = iter(range(1000))
     assert evaluator(wander, should_stop=lambda: next(calls) > 5) is None
-    assert evaluator(oracle)["evaluation/success"] == 100
+    assert evaluator(oracle)[0]["evaluation/success"] == 100
     evaluator.close()
+
+
+def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_evaluator():
+    evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=1)
+    assert evaluator.finished(wait=True) is None
+    go_on = threading.Event()
+
+    def patient(*inputs):
+        go_on.wait()
+        return oracle(*inputs)
+
+    evaluator.submit(7, patient)
+    assert evaluator.finished(wait=False) is None  # training goes on meanwhile
+    go_on.set()
+    step, reached = evaluator.finished(wait=True)
+    assert (step, reached[0]["evaluation/success"]) == (7, 100)
+    assert evaluator.finished(wait=True) is None
+    evaluator.submit(8, wander)
+    begin = time.monotonic()
+    evaluator.close()  # does not wait for 2000 steps
+    assert evaluator.finished(wait=True) is None
+    assert time.monotonic() - begin < 5

@@ -145,8 +145,8 @@ def test_antmaze_ends_at_its_first_success_and_scores_it(folder, monkeypatch):
     assert (terminated, truncated, info) == (True, False, {"success": 1.0})
     env.close()
 
-    evaluator = Evaluator(spec, 2, seed=0, num_envs=1, dataset_path=path)
-    result = evaluator(lambda observations, *_: np.zeros((len(observations), 8), np.float32))
+    evaluator = Evaluator(spec, 2, seeds=[0], workers=1, dataset_path=path)
+    (result,) = evaluator(lambda observations, *_: np.zeros((*observations.shape[:2], 8), np.float32))
     evaluator.close()
     assert result == {"evaluation/success": 0, "evaluation/return": 0, "evaluation/length": 60}
 
@@ -163,8 +163,8 @@ def test_pen_ends_after_100_steps_and_is_scored_by_d4rls_references(folder):
         rtol=1e-6,
         atol=1e-12,
     )
-    evaluator = Evaluator(spec, 2, seed=0, num_envs=1, dataset_path=path)
-    result = evaluator(lambda observations, *_: np.zeros((len(observations), 24), np.float32))
+    evaluator = Evaluator(spec, 2, seeds=[0], workers=1, dataset_path=path)
+    (result,) = evaluator(lambda observations, *_: np.zeros((*observations.shape[:2], 24), np.float32))
     evaluator.close()
     assert result["evaluation/length"] == 100
     score = 100 * (result["evaluation/return"] - 96.262799) / (3076.8331 - 96.262799)
@@ -177,8 +177,8 @@ def test_any_other_set_works_by_its_id(folder):
     assert terminations.sum() == 4
     np.testing.assert_array_equal(data.masks[data.transitions], 1.0 - terminations)
     spec = resolve("toys/hopper/random-v0")
-    evaluator = Evaluator(spec, 1, seed=0, num_envs=1, dataset_path=folder / spec.name)
-    result = evaluator(lambda observations, *_: np.zeros((len(observations), 3), np.float32))
+    evaluator = Evaluator(spec, 1, seeds=[0], workers=1, dataset_path=folder / spec.name)
+    (result,) = evaluator(lambda observations, *_: np.zeros((*observations.shape[:2], 3), np.float32))
     evaluator.close()
     assert "evaluation/success" not in result  # the environment knows no success
     assert result["evaluation/normalized_score"] == pytest.approx(result["evaluation/return"] - 10)
@@ -304,7 +304,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, package):
 
 def test_ogbench_needs_none_of_them(tmp_path, monkeypatch, pointmaze_file):
     hide(PACKAGES, tmp_path, monkeypatch)
-    small = ("--hidden-sizes", 8, "--batch-size", 8, "--offline-steps", 10, "--eval-episodes", 1, "--eval-envs", 1)
+    small = ("--hidden-sizes", 8, "--batch-size", 8, "--offline-steps", 10, "--eval-episodes", 1, "--eval-workers", 1)
     data = ("--env-id", "pointmaze-medium", "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
     assert run_script(*data, *small).returncode == 0
 
@@ -312,7 +312,7 @@ def test_ogbench_needs_none_of_them(tmp_path, monkeypatch, pointmaze_file):
 @pytest.mark.parametrize(("script", "env_id"), [("drol.py", "pen-human"), ("fql.py", "antmaze-umaze-diverse")])
 def test_training_and_evaluation_and_resumption(tmp_path, script, env_id):
     path = tmp_path / "run"
-    settings = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 2, "--eval-envs", 2)
+    settings = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 2, "--eval-workers", 2)
     steps = ("--offline-steps", 100, "--log-interval", 50)
     result = run_script("--env-id", env_id, *settings, *steps, "--run-dir", path, script=script)
     assert result.returncode == 0, result.stderr

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from conftest import REPOSITORY, command, environment, run_script
 from common.run_directory import read_table
 
 UPDATES = 4000  # takes long enough to be killed in the middle
-SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-envs", 1)
+SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-workers", 1)
 RUN = (*SMALL, "--offline-steps", UPDATES, "--log-interval", 100, "--eval-interval", 2000, "--eval-episodes", 1)
 REPRODUCIBLE = ("train.csv", "eval.csv")
 
@@ -172,7 +173,7 @@ def test_ctrl_c_saves_in_the_middle_of_a_log_interval_and_resumes_to_the_same_bi
 
 def test_a_second_ctrl_c_stops_at_once(start, pointmaze_file, tmp_path):
     # One chunk of this takes far longer than the test waits.
-    slow = ("--hidden-sizes", 1024, 1024, "--batch-size", 4096, "--env-id", "pointmaze-medium", "--eval-envs", 1)
+    slow = ("--hidden-sizes", 1024, 1024, "--batch-size", 4096, "--env-id", "pointmaze-medium", "--eval-workers", 1)
     process = start(*slow, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
     while "compiling" not in process.stdout.readline():
         assert process.poll() is None
@@ -263,7 +264,7 @@ def test_a_diverging_loss_stops_the_run(pointmaze_file, tmp_path):
     huge = ("--bc-coef", 3e38, "--q-coef", 3e38)
     result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", *huge)
     assert result.returncode == 2
-    assert "not finite at update" in result.stderr
+    assert "not finite (seed 0, update " in result.stderr
     assert "last good checkpoint" in result.stderr or "before its first checkpoint" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -296,7 +297,7 @@ def test_a_run_that_is_in_use_is_refused(start, pointmaze_file, tmp_path):
 
 def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(start, pointmaze_file, tmp_path):
     path = tmp_path / "run"
-    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 20, "--eval-envs", 2)
+    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 20, "--eval-workers", 2)
     process = start(*settings, "--dataset-path", pointmaze_file, "--run-dir", path)
     wait_for(lambda: (path / "checkpoints" / "step-000000100.npz").exists(), process)  # saved, then evaluated
     time.sleep(1)
@@ -307,6 +308,88 @@ def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(sta
     assert not (path / "eval.csv").exists()
     assert run_script("--resume", path).returncode == 0
     assert [row["step"] for row in read_table(path / "eval.csv")] == [100]
+
+
+def test_an_evaluation_beside_training_is_neither_lost_nor_done_twice(start, pointmaze_file, tmp_path):
+    """Killed while the evaluation after update 100 runs, and the checkpoints are well beyond it."""
+    settings = (*SMALL, "--offline-steps", 1000, "--log-interval", 100, "--eval-interval", 500, "--save-minutes", 0)
+    settings = (*settings, "--eval-episodes", 8, "--dataset-path", pointmaze_file)
+    assert run_script(*settings, "--run-dir", tmp_path / "whole").returncode == 0
+    path = tmp_path / "broken"
+    process = start(*settings, "--run-dir", path)
+    wait_for(lambda: logged_rows(path) > 7, process)  # a header and 700 updates
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (path / "eval.csv").exists()
+    assert (path / "checkpoints" / "step-000000500.npz").exists()
+    assert int(newest(path).stem.split("-")[1]) >= 650
+    assert run_script("--resume", path).returncode == 0
+    for name in REPRODUCIBLE:
+        assert (path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [row["step"] for row in read_table(path / "eval.csv")] == [500, 1000]
+    assert [file.name for file in sorted((path / "checkpoints").iterdir())] == [
+        "step-000000950.npz",
+        "step-000001000.npz",
+    ]
+
+
+def assert_close_runs(run: pathlib.Path, reference: pathlib.Path) -> None:
+    """Programs for several seeds add up in another order than the program for one."""
+    actual, expected = (read_table(path / "train.csv") for path in (run, reference))
+    assert len(actual) == len(expected) > 0
+    for row, other in zip(actual, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    assert newest(run).name == newest(reference).name
+    with np.load(newest(run)) as actual, np.load(newest(reference)) as expected:
+        for key in expected:
+            np.testing.assert_allclose(actual[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("script", ["drol.py", "fql.py"])
+def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path, script):
+    """Three seeds on two devices, with the data on the host; one seed on one device, which holds the data."""
+    short = (*SMALL, "--offline-steps", 100, "--log-interval", 50, "--eval-episodes", 2, "--data-source", "auto")
+    short = (*short, "--dataset-path", pointmaze_file)
+    together = run_script(
+        *(*short, "--seed", 5, "--num-seeds", 3, "--data-memory", "host", "--run-dir", tmp_path / "together"),
+        script=script,
+        variables={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    )
+    assert together.returncode == 0, together.stderr
+    assert "seeds        5, 6, 7 (2 on each of 2 devices, 1 of 4 places empty)" in together.stdout
+    assert together.stdout.count("done: success") == 3
+    assert sorted(path.name for path in (tmp_path / "together").iterdir()) == ["seed5", "seed6", "seed7"]
+    alone = run_script(*short, "--seed", 6, "--run-dir", tmp_path / "alone", script=script)
+    assert alone.returncode == 0, alone.stderr
+    assert_close_runs(tmp_path / "together" / "seed6", tmp_path / "alone")
+    evaluations = [read_table(path / "eval.csv") for path in (tmp_path / "together" / "seed6", tmp_path / "alone")]
+    assert evaluations[0][0] == pytest.approx(evaluations[1][0], rel=1e-3)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("together/seed6", "alone")]
+    assert [config["seeds_together"] for config in configs] == [[5, 6, 7], [6]]
+    assert [(config["args"]["seed"], config["args"]["num_seeds"]) for config in configs] == [(6, 1), (6, 1)]
+
+
+def test_seeds_go_on_together_to_the_same_bits_and_alone(start, pointmaze_file, tmp_path):
+    settings = (*SMALL, "--num-seeds", 2, "--offline-steps", 2000, "--log-interval", 100, "--eval-episodes", 1)
+    settings = (*settings, "--dataset-path", pointmaze_file)
+    assert run_script(*settings, "--run-dir", tmp_path / "whole").returncode == 0
+    process = start(*settings, "--run-dir", tmp_path / "broken")
+    wait_for(lambda: logged_rows(tmp_path / "broken" / "seed1") > 3, process)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    runs = [tmp_path / "broken" / name for name in ("seed0", "seed1")]
+    assert f"--resume {runs[0]} {runs[1]}" in out
+    shutil.copytree(runs[1], tmp_path / "alone")
+    assert run_script("--resume", *runs).returncode == 0
+    for run in runs:
+        for name in REPRODUCIBLE:
+            assert (run / name).read_bytes() == (tmp_path / "whole" / run.name / name).read_bytes()
+    assert run_script("--resume", tmp_path / "alone").returncode == 0
+    rows = read_table(tmp_path / "alone" / "train.csv")
+    assert [row["step"] for row in rows] == list(range(100, 2001, 100))
+    assert rows[-1]["critic/q_mean"] == pytest.approx(
+        read_table(tmp_path / "whole" / "seed1" / "train.csv")[-1]["critic/q_mean"], rel=0.02
+    )
 
 
 def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file, tmp_path):

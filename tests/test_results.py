@@ -33,7 +33,7 @@ def write_run(
     resolved, origins = script.resolve_settings(script.Args(**{**settings, **args}), spec)
     provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
     provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
-    run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance)
+    run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, [args.seed])
     steps = range(100, 100 * len(scores) + 1, 100)
     rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
     (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))

@@ -13,7 +13,16 @@ import drol
 from common import checkpoints
 from common.env_ids import resolve
 from common.errors import UserError
-from common.run_directory import RunDirectory, read_table, score_metric
+from common.run_directory import (
+    RunDirectory,
+    last_common_step,
+    missed_evaluations,
+    new_paths,
+    print_outcome,
+    read_table,
+    score_metric,
+    shared_args,
+)
 
 
 @pytest.fixture
@@ -21,7 +30,7 @@ def run(tmp_path) -> RunDirectory:
     spec = resolve("cube-single")
     args, origins = drol.resolve_settings(drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")), spec)
     provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, provenance)
+    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, provenance, [0])
 
 
 def reopen(run: RunDirectory) -> RunDirectory:
@@ -46,7 +55,7 @@ def test_what_is_not_a_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="in use by another process"):
         RunDirectory.open(run.path, "drol")
     with pytest.raises(UserError, match="holds a run"):
-        RunDirectory.create(run.path, "drol", resolve("scene"), drol.Args(), {}, {})
+        RunDirectory.create(run.path, "drol", resolve("scene"), drol.Args(), {}, {}, [0])
     with pytest.raises(UserError, match=r"a run of drol\.py, not of fql\.py"):
         RunDirectory.open(run.path, "fql")
     for folder in (tmp_path / "nothing", tmp_path):
@@ -109,7 +118,68 @@ def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
 def test_a_kill_during_the_first_checkpoint_leaves_a_run_that_starts_again(run):
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / ".tmp-step-000000010.npz").write_bytes(b"half")
-    assert not run.has_checkpoint()
+    assert last_common_step([run], TREE) == 0
+
+
+def test_a_checkpoint_is_kept_until_its_evaluation_is_logged(run):
+    run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
+    for step in (10, 20, 30, 40):
+        run.save(step, {**TREE, "step": jnp.int32(step)})
+    assert run.checkpoint_steps() == [20, 30, 40]
+    assert [run.is_due(step) for step in (0, 10, 20, 100)] == [False, False, True, True]
+    ((step, (state,)),) = missed_evaluations([run], TREE)  # that of 40 is the resumed loop's own
+    assert (step, state["step"]) == (20, 20)
+    run.log("eval", {"step": 20, "evaluation/success": 1.0})
+    run.save(50, TREE)
+    assert run.checkpoint_steps() == [40, 50]
+    assert list(reopen(run).evaluations) == [20]
+
+
+def test_an_evaluation_without_a_sound_checkpoint_is_given_up_in_one_line(run, capsys):
+    run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
+    for step in (20, 30):
+        run.save(step, TREE)
+    (run.path / "checkpoints" / "step-000000020.npz").write_bytes(b"damaged")
+    assert list(missed_evaluations([run], TREE)) == []
+    assert "the evaluation after update 20 is lost" in capsys.readouterr().err
+
+
+def seed_runs(tmp_path, **different) -> list[RunDirectory]:
+    spec = resolve("cube-single")
+    runs = []
+    for seed in (0, 1):
+        args, origins = drol.resolve_settings(drol.Args(seed=seed, **(different if seed == 1 else {})), spec)
+        provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
+        runs.append(RunDirectory.create(tmp_path / f"seed{seed}", "drol", spec, args, origins, provenance, [0, 1]))
+    return runs
+
+
+def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
+    runs = seed_runs(tmp_path)
+    assert shared_args(runs, drol.Args) == runs[0].read_args(drol.Args)
+    assert last_common_step(runs, TREE) == 0
+    for step in (10, 20):
+        for run in runs:
+            run.save(step, TREE)
+    runs[0].save(30, TREE)  # killed before the other seed's was written
+    assert last_common_step(runs, TREE) == 20
+    runs[0].save(40, TREE)
+    with pytest.raises(UserError, match=r"resume each of them alone: .*seed0 at 40, .*seed1 at 20"):
+        last_common_step(runs, TREE)
+
+
+def test_runs_that_differ_in_more_than_the_seed_do_not_go_on_together(tmp_path):
+    with pytest.raises(UserError, match="they differ in --tau"):
+        shared_args(seed_runs(tmp_path, tau=0.5), drol.Args)
+
+
+def test_each_seed_has_a_folder_of_its_own(run, tmp_path):
+    spec = resolve("cube-single")
+    assert new_paths(tmp_path / "new", "drol", spec, [7]) == [tmp_path / "new"]
+    assert new_paths(tmp_path / "new", "drol", spec, [7, 8]) == [tmp_path / "new/seed7", tmp_path / "new/seed8"]
+    assert len({path.name.split("-seed")[1] for path in new_paths(None, "drol", spec, [7, 8])}) == 2
+    with pytest.raises(UserError, match="holds a run"):
+        new_paths(run.path, "drol", spec, [0])
 
 
 def test_a_state_that_is_not_finite_is_not_saved(run):
@@ -119,12 +189,13 @@ def test_a_state_that_is_not_finite_is_not_saved(run):
 
 
 def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(run, capsys):
+    run.config["args"] |= {"offline_steps": 4, "eval_interval": 1}
     for step, success in [(1, 100.0), (2, 10.0), (3, 20.0), (4, 60.0)]:
         run.log("eval", {"step": step, "evaluation/success": success})
-    run.print_outcome(4, 4)
+    print_outcome([run], 4, 4)
     assert "success (%) 30.0, mean of the evaluations after 2, 3, 4 updates" in capsys.readouterr().out
     run.config["environment"]["suite"] = "d4rl"
-    run.print_outcome(4, 4)
+    print_outcome([run], 4, 4)
     assert "success (%) 60.0, evaluation after 4 updates" in capsys.readouterr().out
 
 
@@ -141,13 +212,14 @@ def test_checkpoints_come_back_and_two_are_kept(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save(tmp_path, step, {**TREE, "step": jnp.int32(step)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002.npz", "step-000000003.npz"]
-    restored = checkpoints.restore_latest(tmp_path, TREE)
+    assert checkpoints.sound_steps(tmp_path, TREE) == {2, 3}
+    restored = checkpoints.restore(tmp_path, 3, TREE)
     assert restored["step"] == 3
     np.testing.assert_array_equal(restored["a"], TREE["a"])
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "other"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damage):
+def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, capsys, damage):
     checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(1)})
     newest = checkpoints.save(tmp_path, 2, TREE)
     content = bytearray(newest.read_bytes())
@@ -161,16 +233,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, dam
         checkpoints.save(tmp_path, 2, {"a": jnp.zeros(3), "step": jnp.int32(2)})
         content = newest.read_bytes()
     newest.write_bytes(content)
-    assert checkpoints.restore_latest(tmp_path, TREE)["step"] == 1
+    assert checkpoints.sound_steps(tmp_path, TREE) == {1}
     assert f"{newest} is damaged" in capsys.readouterr().err
 
 
-def test_no_sound_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint in"):
-        checkpoints.restore_latest(tmp_path, TREE)
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
+    assert checkpoints.sound_steps(tmp_path, TREE) == set()
     checkpoints.save(tmp_path, 1, TREE).write_bytes(b"PK")
     with pytest.raises(UserError, match="all 1 checkpoints in"):
-        checkpoints.restore_latest(tmp_path, TREE)
+        checkpoints.sound_steps(tmp_path, TREE)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
