@@ -126,6 +126,8 @@ class Args:
     """Aggregation of the critics in the actor's loss."""
     normalize_q_loss: bool = True
     """Divide the improvement loss by the mean absolute Q-value of the batch."""
+    bfloat16_routing: bool = False
+    """Choose the winner in bfloat16: for accelerators that are faster in it (a CPU is not)."""
 
 
 class Published(NamedTuple):
@@ -433,15 +435,17 @@ def actor_loss(
 
     # Route: w = argmin_k ||c_k - a||^2 over the candidates c_k = clip(f(s, z_k), -1, 1). Only the winner receives
     # gradient, so the candidates are computed without, and the winner once more with it.
-    frozen_actor = jax.lax.stop_gradient(params.actor)
+    dtype = jnp.bfloat16 if args.bfloat16_routing else batch.actions.dtype
+    router = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf).astype(dtype), params.actor)
 
     def squared_distances(
         observation: Float[Array, " observation"], action: Float[Array, " action"], latents: Float[Array, "K action"]
     ) -> Float[Array, " K"]:
-        candidates = jax.vmap(lambda latent: jnp.clip(frozen_actor(observation, latent), -1, 1))(latents)
+        candidates = jax.vmap(lambda latent: jnp.clip(router(observation, latent), -1, 1))(latents.astype(dtype))
         return ((candidates - action) ** 2).sum(axis=-1)
 
-    distances = jax.vmap(squared_distances)(batch.observations, batch.actions, noise.latents)  # [batch, K]
+    observations = batch.observations.astype(dtype)
+    distances = jax.vmap(squared_distances)(observations, batch.actions, noise.latents)  # [batch, K]
     winner = distances.argmin(axis=1)
     winning_latents = jnp.take_along_axis(noise.latents, winner[:, None, None], axis=1)[:, 0]
     actions = jnp.clip(jax.vmap(params.actor)(batch.observations, winning_latents), -1, 1)

@@ -1,11 +1,15 @@
-"""How fast it is here: updates, inference, collection, evaluation, start-up.
+"""How fast it is here: updates, memory, inference, evaluation beside training, collection, start-up.
 
-    python results/speed.py [--out results/speed]
+    python results/speed.py [--out results/speed/speed]
 
 Updates are measured in one process at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5
-actions): those of `fql.py` and of `drol.py` at several K; DROL's with every candidate carried through actor and critic
-with gradient, as one would first write it; and the floor, the matrix products of an update alone. Rounds alternate
-between all of them and medians are reported, since machines are seldom idle.
+actions), those of `fql.py` and of `drol.py` at several K, for one seed and for several together. They are compared to
+
+- the floor: the matrix products of an update alone;
+- one update a dispatch, on a batch that the host draws, as the reference implementations do it;
+- DROL with every candidate carried through actor and critic with gradient, as one would first write it.
+
+Rounds alternate between all of them and medians are reported, since machines are seldom idle.
 """
 
 import contextlib
@@ -33,12 +37,12 @@ import tyro
 
 import drol
 import fql
-from common import collect
+from common import collect, run_directory
 from common.datasets import Dataset
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluator
-from common.machine import available_cores, describe_device
+from common.machine import describe_device, policy_device, single_threaded
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,14 +53,16 @@ OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Measure updates, inference, collection, evaluation and start-up on this machine."""
+    """Measure updates, memory, inference, evaluation beside training, collection and start-up on this machine."""
 
-    num_candidates: tuple[int, ...] = (1, 4, 8, 16, 64)
+    num_candidates: tuple[int, ...] = (1, 4, 16, 64)
     """Values of K."""
-    rounds: int = 7
+    num_seeds: tuple[int, ...] = (1, 4, 8)
+    """Numbers of seeds that are trained together."""
+    rounds: int = 5
     """Rounds of measurement; medians are reported."""
     updates_only: bool = False
-    """Leave out collection, evaluation and start-up."""
+    """Leave out evaluation, collection and start-up."""
     out: pathlib.Path | None = None
     """Write FILE.csv, FILE.md, FILE.pdf and FILE.png as well."""
     collect_episodes: int = 20
@@ -70,6 +76,7 @@ class Measurement(NamedTuple):
 
     quantity: str
     method: str
+    seeds: int  # that are trained together
     value: float
     unit: str
 
@@ -175,37 +182,81 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure_updates(num_candidates: tuple[int, ...], rounds: int) -> list[Measurement]:
-    """Median milliseconds of an update: each algorithm, all candidates with gradient, matrix products alone."""
-    dataset, key, per_call = jax.device_put(random_dataset()), jax.random.key(1), 5
+def compile_updates(algorithm: types.ModuleType, args: Any, num_seeds: int, update: Callable, length: int) -> tuple:
+    """A compiled loop of `length` updates of several seeds, as `main` compiles it, and what to call it with."""
+    dataset = jax.device_put(random_dataset())
+    keys = jax.random.split(jax.random.key(1), num_seeds)
 
-    def repeat(algorithm: types.ModuleType, args: Any, update: Callable[..., Any]) -> Callable[[], Any]:
+    def chunk(state: Any, dataset: Dataset, key: jax.Array) -> Any:
         def one_update(state: Any, _: None) -> Any:
-            batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
-            batch = algorithm.sample_batch(dataset, args.batch_size, batch_key)
-            return update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
+            batch_key, noise_key = algorithm.keys_of_update(key, state.step)
+            transitions = algorithm.sample_transitions(args, dataset.transitions.shape[0], batch_key)
+            noise = algorithm.sample_noise(args, ACTION_DIM, noise_key)
+            return update(args, state, algorithm.take_batch(dataset, transitions), noise)
 
-        compiled = jax.jit(lambda state: jax.lax.scan(one_update, state, length=per_call)[0], donate_argnums=0)
-        states = [algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))]
+        return jax.lax.scan(one_update, state, length=length)[0]
 
-        def call() -> Any:
-            states.append(compiled(states.pop()))
-            return states[0]
+    init = jax.jit(jax.vmap(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)))
+    states = init(keys)
+    compiled = jax.jit(jax.vmap(chunk, in_axes=(0, None, 0)), donate_argnums=0).lower(states, dataset, keys).compile()
+    return compiled, states, dataset, keys
 
-        return call
 
-    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+def repeat_updates(compiled: Any, states: Any, dataset: Dataset, keys: jax.Array) -> Callable[[], Any]:
+    """A function that goes on with the updates at every call."""
+    box = [states]
+
+    def call() -> Any:
+        box.append(compiled(box.pop(), dataset, keys))
+        return box[0]
+
+    return call
+
+
+def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int) -> Callable[[], Any]:
+    """`length` updates as the reference implementations run them: the host draws a batch, the device takes a step."""
+    dataset, rng, key = random_dataset(), np.random.default_rng(0), jax.random.key(1)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: Any, batch: Any) -> Any:
+        _, noise_key = algorithm.keys_of_update(key, state.step)
+        return algorithm.update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
+
+    box = [jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))(key)]
+
+    def call() -> Any:
+        for _ in range(length):
+            batch = algorithm.take_batch(dataset, rng.integers(dataset.transitions.size, size=args.batch_size))
+            state, _ = update(box.pop(), batch)
+            box.append(state)
+        return box[0]
+
+    return call
+
+
+def measure_updates(num_candidates: tuple[int, ...], num_seeds: tuple[int, ...], rounds: int) -> list[Measurement]:
+    """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
+    length = 2 if jax.default_backend() == "cpu" else 200
+    calls: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    memory = []
     for method, algorithm, settings in [
         ("FQL", fql, {}),
         *((f"DROL({k})", drol, {"num_candidates": k}) for k in num_candidates),
     ]:
         args, _ = algorithm.resolve_settings(algorithm.Args(**settings), resolve("cube-double"))
-        calls["update", method] = repeat(algorithm, args, algorithm.update)
+        for seeds in num_seeds:
+            compiled, *inputs = compile_updates(algorithm, args, seeds, algorithm.update, length)
+            calls["update", method, seeds] = repeat_updates(compiled, *inputs)
+            sizes = compiled.memory_analysis()
+            megabytes = (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / 1e6  # results replace arguments
+            memory.append(Measurement("memory", method, seeds, megabytes, "MB"))
+        calls["one update a dispatch", method, 1] = one_update_a_dispatch(algorithm, args, length)
         if algorithm is drol:
-            calls["update, all candidates with gradient", method] = repeat(drol, args, update_with_all_candidates)
+            loop = compile_updates(drol, args, 1, update_with_all_candidates, length)
+            calls["all candidates with gradient", method, 1] = repeat_updates(*loop)
         products = matrix_products(algorithm, args)
-        calls["matrix products alone", method] = lambda products=products: [products() for _ in range(per_call)]
-    return medians(calls, rounds, per_call)
+        calls["matrix products alone", method, 1] = lambda products=products: [products() for _ in range(length)]
+    return medians(calls, rounds, length) + memory
 
 
 def measure_inference(rounds: int) -> list[Measurement]:
@@ -222,11 +273,11 @@ def measure_inference(rounds: int) -> list[Measurement]:
                 for _ in range(per_call):
                     jax.block_until_ready(act(actor, *inputs))
 
-            calls[f"inference, {size} action{'s' if size > 1 else ''}", method] = call
+            calls[f"inference, {size} action{'s' if size > 1 else ''}", method, 1] = call
     return medians(calls, rounds, per_call)
 
 
-def medians(calls: dict[tuple[str, str], Callable[[], Any]], rounds: int, per_call: int) -> list[Measurement]:
+def medians(calls: dict[tuple[str, str, int], Callable[[], Any]], rounds: int, per_call: int) -> list[Measurement]:
     """Run all of them in turn, and again, after a first time that compiles."""
     for call in calls.values():
         jax.block_until_ready(call())
@@ -243,25 +294,61 @@ def measure_collection(episodes: int) -> float:
         return episodes * 1001 / (time.perf_counter() - start)
 
 
-def measure_evaluation(episodes: int, num_envs: int) -> float:
-    """Seconds of one evaluation of an untrained policy on cube-single (200 steps an episode), processes started."""
-    args, _ = drol.resolve_settings(drol.Args(), resolve("cube-single"))
-    actor = drol.init_state(args, 28, ACTION_DIM, jax.random.key(0)).params.actor
+def measure_evaluation(episodes: int) -> list[Measurement]:
+    """What an evaluation of DROL(16) on cube-single costs: in turn with training, and beside it."""
+    args, _ = drol.resolve_settings(drol.Args(), resolve("cube-double"))
+    length = 2 if jax.default_backend() == "cpu" else 50
+    compiled, states, *inputs = compile_updates(drol, args, 1, drol.update, length)
+    train = repeat_updates(compiled, states, *inputs)
+    single, _ = drol.resolve_settings(drol.Args(), resolve("cube-single"))
+    actor = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params.actor
+    actor = jax.device_put(jax.tree.map(np.array, actor), policy_device())
 
-    @jax.jit
-    def policy(observations: jax.Array, episodes: jax.Array, time_steps: jax.Array) -> jax.Array:
-        keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.key(i), t))(episodes, time_steps)
-        return jax.vmap(drol.sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
+    @functools.partial(jax.jit, compiler_options=single_threaded())
+    def act(actor: Any, observations: jax.Array, episodes: jax.Array, time_steps: jax.Array) -> jax.Array:
+        keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.key(i), t))(episodes[0], time_steps[0])
+        return jax.vmap(drol.sample_action, in_axes=(None, 0, 0))(actor, observations[0], keys)[None]
 
-    evaluator = Evaluator(resolve("cube-single"), episodes, seed=0, num_envs=num_envs)
+    policy = functools.partial(act, actor)
+    evaluator = Evaluator(resolve("cube-single"), episodes, seeds=[0])
     calls = iter(range(3))
     evaluator(policy, should_stop=lambda: next(calls, None) is None)  # compiles the policy
     evaluator.start()
-    start = time.perf_counter()
-    evaluator(policy)
-    taken = time.perf_counter() - start
+    train()
+    one_chunk = float(np.median([seconds(train) for _ in range(10)]))
+    in_turn = seconds(lambda: evaluator(policy))
+    start, chunks = time.perf_counter(), 0
+    evaluator.submit(0, policy)
+    while evaluator.finished(wait=False) is None:
+        jax.block_until_ready(train())
+        chunks += 1
+    beside = time.perf_counter() - start - chunks * one_chunk
     evaluator.close()
-    return taken
+    what = f"evaluation, {episodes} episodes of cube-single"
+    return [
+        Measurement(f"{what}, in turn with training", "DROL(16)", 1, in_turn, "s"),
+        Measurement(f"{what}, time that training loses meanwhile", "DROL(16)", 1, beside, "s"),
+    ]
+
+
+def measure_loop() -> float:
+    """Milliseconds an update that `drol.py` spends on anything but updates, at the default intervals; no evaluation."""
+    tiny = ("--hidden-sizes", 8, "--batch-size", 8, "--num-candidates", 1, "--offline-steps", 20_000)
+    with tempfile.TemporaryDirectory() as folder:
+        path = collect.collect(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
+        arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run", *tiny)
+        command = [sys.executable, "drol.py", *map(str, arguments), "--eval-episodes", "1", "--eval-workers", "1"]
+        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        first, *_, last = run_directory.read_table(pathlib.Path(folder) / "run" / "time.csv")
+    args, _ = drol.resolve_settings(
+        drol.Args(hidden_sizes=(8,), batch_size=8, num_candidates=1), resolve("pointmaze-medium")
+    )
+    compiled, *inputs = compile_updates(drol, args, 1, drol.update, 1000)
+    train = repeat_updates(compiled, *inputs)
+    train()
+    update_s = float(np.median([seconds(train) for _ in range(10)])) / 1000
+    updates = last["step"] - first["step"]
+    return 1e3 * ((last["time/seconds"] - first["time/seconds"]) / updates - update_s)
 
 
 def measure_start() -> float:
@@ -283,48 +370,79 @@ def measure_start() -> float:
 
 
 def to_markdown(measurements: list[Measurement], machine: str) -> str:
-    """A table of updates, and a list of the rest."""
-    value = {(m.quantity, m.method): m.value for m in measurements}
-    lines = [f"{machine}; medians, milliseconds an update at batch 256, hidden sizes 512 512 512 512.", ""]
-    lines += ["| | update | matrix products alone | multiple | all candidates with gradient | times as long |"]
-    lines += ["|:--|--:|--:|--:|--:|--:|"]
-    for method in (m.method for m in measurements if m.quantity == "update"):
-        ours, floor = value["update", method], value["matrix products alone", method]
-        naive = value.get(("update, all candidates with gradient", method))
-        cells = ("", "") if naive is None else (f"{naive:.1f}", f"{naive / ours:.1f}")
-        lines.append(f"| {method} | {ours:.1f} | {floor:.1f} | {ours / floor:.2f} | {' | '.join(cells)} |")
+    """A table of updates, one of seeds, and a list of the rest."""
+    value = {m[:3]: m.value for m in measurements}
+    methods = [m.method for m in measurements if m.quantity == "update" and m.seeds == 1]
+    seeds = sorted({m.seeds for m in measurements if m.quantity == "update"})
+    others = ("matrix products alone", "one update a dispatch", "all candidates with gradient")
+
+    lines = [f"{machine}; medians, batch 256, hidden sizes 512 512 512 512, milliseconds an update.", ""]
+    lines += ["| one seed | update | matrix products alone | multiple | one update a dispatch | times as long "]
+    lines[-1] += "| all candidates with gradient | times as long |"
+    lines += ["|:--|--:|--:|--:|--:|--:|--:|--:|"]
+    for method in methods:
+        ours, floor = value["update", method, 1], value["matrix products alone", method, 1]
+        cells = [f"{ours:.3g}", f"{floor:.3g}", f"{ours / floor:.2f}"]
+        for other in ("one update a dispatch", "all candidates with gradient"):
+            theirs = value.get((other, method, 1))
+            cells += ["", ""] if theirs is None else [f"{theirs:.3g}", f"{theirs / ours:.2f}"]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+
+    lines += [
+        "",
+        "Several seeds together: milliseconds an update and seed, as a multiple of the floor, memory, and how",
+    ]
+    lines[-1] += " long a million updates of all of them take."
+    lines += ["", "| | " + " | ".join(f"{n} seed{'s' if n > 1 else ''}" for n in seeds) + " |"]
+    lines += ["|:--|" + "--:|" * len(seeds)]
+    for method in methods:
+        cells = []
+        for n in seeds:
+            ours, floor = value["update", method, n], value["matrix products alone", method, 1]
+            hours, megabytes = ours / 3.6, value["memory", method, n]
+            total = f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"
+            cells.append(f"{ours / n:.3g} ms ({ours / n / floor:.2f}), {megabytes:.0f} MB, {total}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     lines.append("")
-    shown = ("update", "update, all candidates with gradient", "matrix products alone")
     for m in measurements:
-        if m.quantity not in shown:
+        if m.quantity not in ("update", "memory", *others):
             lines.append(f"- {m.quantity}{f', {m.method}' if m.method else ''}: {m.value:.3g} {m.unit}")
     return "\n".join(lines) + "\n"
 
 
 def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
-    """Bars in the manner of the paper's: an update and its floor, and inference."""
+    """Bars in the manner of the paper's: an update of each seed with its floor, and inference."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
-    figure, (updates, inference) = plt.subplots(1, 2, figsize=(7.6, 3), width_ratios=[2.2, 1], layout="constrained")
-    value = {(m.quantity, m.method): m.value for m in measurements}
-    methods = [m.method for m in measurements if m.quantity == "update"]
+    figure, (updates, inference) = plt.subplots(1, 2, figsize=(7.6, 3.2), width_ratios=[2.6, 1], layout="constrained")
+    value = {m[:3]: m.value for m in measurements}
+    methods = [m.method for m in measurements if m.quantity == "update" and m.seeds == 1]
+    seeds = sorted({m.seeds for m in measurements if m.quantity == "update"})
     colours = {method: "#D55E00" if method == "FQL" else "#0072B2" for method in (*methods, "DROL")}
+    width = 0.8 / len(seeds)
     for i, method in enumerate(methods):
-        updates.bar(i, value["update", method], color=colours[method], alpha=0.8)
-        updates.text(i, value["update", method], f"{value['update', method]:.1f}", ha="center", va="bottom", fontsize=8)
-        floor = updates.hlines(value["matrix products alone", method], i - 0.4, i + 0.4, colors="k", linestyles=":")
-    floor.set_label("matrix products alone")
+        for j, n in enumerate(seeds):
+            x, y = i + width * (j - (len(seeds) - 1) / 2), value["update", method, n] / n
+            updates.bar(x, y, 0.92 * width, color=colours[method], alpha=0.9 - 0.25 * j)
+            updates.text(x, y, f"{y:.3g}", ha="center", va="bottom", fontsize=6)
+        for quantity, style in (("matrix products alone", ":"), ("one update a dispatch", "-")):
+            line = updates.hlines(value[quantity, method, 1], i - 0.45, i + 0.45, colors="k", linestyles=style, lw=1)
+            if i == 0:
+                line.set_label(quantity + (", one seed" if style == "-" else ""))
     updates.margins(y=0.2)  # room for the legend
     updates.set_xticks(range(len(methods)), methods)
-    updates.set(ylabel="ms an update", title="training")
-    updates.legend(frameon=False, fontsize=8)
+    together = ", ".join(map(str, seeds))
+    updates.set(ylabel="ms an update and seed", title=f"training, from left to right {together} seeds together")
+    updates.title.set_fontsize(9)
+    updates.legend(frameon=False, fontsize=8, loc="upper left")
     sizes = ("inference, 1 action", "inference, 256 actions")
     for i, size in enumerate(sizes):
         for j, method in enumerate(("FQL", "DROL")):
-            x, y = i + 0.4 * j - 0.2, value[size, method]
+            x, y = i + 0.4 * j - 0.2, value[size, method, 1]
             inference.bar(x, y, 0.36, color=colours[method], alpha=0.8, label=method if i == 0 else None)
             inference.text(x, y, f"{y:.2f}", ha="center", va="bottom", fontsize=8)
     inference.set_xticks(range(2), ["1 action", "256 actions"])
     inference.set(ylabel="ms a call", title="inference")
+    inference.title.set_fontsize(9)
     inference.legend(frameon=False, fontsize=8)
     figure.supxlabel(machine, fontsize=7, c="0.25")
     return figure
@@ -336,8 +454,8 @@ def write(out: pathlib.Path, measurements: list[Measurement], machine: str) -> N
     with out.with_name(out.name + ".csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Measurement._fields)
-        writer.writerow(("machine", machine, "", ""))
-        writer.writerows((*m[:2], f"{m.value:.6g}", m.unit) for m in measurements)
+        writer.writerow(("machine", machine, "", "", ""))
+        writer.writerows((*m[:3], f"{m.value:.6g}", m.unit) for m in measurements)
     render(out)
 
 
@@ -345,7 +463,7 @@ def render(out: pathlib.Path) -> None:
     """FILE.md, FILE.pdf and FILE.png from FILE.csv."""
     with out.with_name(out.name + ".csv").open() as file:
         first, *rows = list(csv.reader(file))[1:]
-    measurements = [Measurement(quantity, method, float(value), unit) for quantity, method, value, unit in rows]
+    measurements = [Measurement(*row[:2], int(row[2]), float(row[3]), row[4]) for row in rows]
     out.with_name(out.name + ".md").write_text(to_markdown(measurements, first[1]))
     figure = draw(measurements, first[1])
     figure.savefig(out.with_name(out.name + ".pdf"), metadata={"CreationDate": None})
@@ -356,17 +474,15 @@ def render(out: pathlib.Path) -> None:
 def main(args: Args) -> None:
     """Measure, print as Markdown, write."""
     machine = f"{describe_device()}, {processor()}"
-    measurements = measure_updates(args.num_candidates, args.rounds) + measure_inference(args.rounds)
+    measurements = measure_updates(args.num_candidates, args.num_seeds, args.rounds) + measure_inference(args.rounds)
     if not args.updates_only:
-        cores = available_cores()
-        measurements.append(
-            Measurement("collection of cube-double", "", measure_collection(args.collect_episodes), "transitions/s")
-        )
-        for num_envs in dict.fromkeys((cores, 1)):
-            name = f"evaluation, {args.eval_episodes} episodes of cube-single, {num_envs} at a time"
-            measurements.append(Measurement(name, "", measure_evaluation(args.eval_episodes, num_envs), "s"))
-        name = f"start-up to the end of the first {drol.CPU_CHUNK} updates"
-        measurements.append(Measurement(name, "", measure_start(), "s"))
+        measurements += measure_evaluation(args.eval_episodes)
+        of_a_small_run = "everything but the update in a run of one seed, evaluation aside"
+        measurements += [
+            Measurement(of_a_small_run, "", 1, measure_loop(), "ms an update"),
+            Measurement("collection of cube-double", "", 1, measure_collection(args.collect_episodes), "transitions/s"),
+            Measurement(f"start-up to the end of the first {drol.SHORT_CHUNK} updates", "", 1, measure_start(), "s"),
+        ]
     print(to_markdown(measurements, machine), end="")
     if args.out is not None:
         write(args.out, measurements, machine)
