@@ -35,8 +35,9 @@ from jaxtyping import Array, Float, Int, Key
 from common import datasets, machine, run_directory, session
 from common.datasets import Dataset
 from common.env_ids import EnvSpec, resolve
+from common.envs import ExplorationEnvs
 from common.errors import UserError, exit_in_one_line
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, Policy
 from common.machine import available_cores, describe_device
 from common.run_directory import RunDirectory
 
@@ -60,6 +61,10 @@ class Args:
     resume: tuple[pathlib.Path, ...] = ()
     """Go on with the run in this folder, to the same bits as if it had never stopped, or with several runs that
     differ in the seed alone. Takes no other argument."""
+    evaluate: pathlib.Path | None = None
+    """Evaluate what the run in this folder has learned, without training. Takes evaluation arguments alone."""
+    video: pathlib.Path | None = None
+    """With --evaluate: write the first episodes to this file (.mp4, .gif)."""
     print_config: bool = False
     """Print the resolved settings as JSON and exit, without touching any data."""
 
@@ -108,6 +113,12 @@ class Args:
     """Step of the target critic towards the critic."""
     q_agg: Literal["mean", "min"] | None = None
     """Aggregation of the target critics in the Bellman target (default mean)."""
+    online_steps: int = 0
+    """Fine-tuning after the offline updates: steps in the environment, with one update each."""
+    buffer_size: int = 2_000_000
+    """Transitions in the replay buffer: the data set, and what is collected online, the oldest overwritten."""
+    balanced_sampling: bool = False
+    """Draw half of each online batch from the data set, and half from what was collected online."""
 
     # FQL
     alpha: float | None = None
@@ -156,13 +167,27 @@ PUBLISHED = {
     "relocate-cloned": Published(30000.0, 0.99, "min"),
     "relocate-expert": Published(30000.0, 0.99, "min"),
 }
+PUBLISHED_ONLINE_ALPHA = {  # where fine-tuning follows; elsewhere as offline
+    "humanoidmaze-medium-navigate": 100.0,
+    "antsoccer-arena-navigate": 30.0,
+    "cube-double-play": 300.0,
+    "scene-play": 300.0,
+    "puzzle-4x4-play": 1000.0,
+    "pen-cloned": 1000.0,
+    "door-cloned": 1000.0,
+    "hammer-cloned": 1000.0,
+    "relocate-cloned": 10000.0,
+}
 DEFAULTS = {"alpha": 10.0, "discount": 0.99, "q_agg": "mean"}
 KNOB = "alpha"  # what to tune where nothing is published
 
 
 def published_settings(args: Args, family: str) -> dict[str, Any]:
     """The paper's settings for a family of environments; none where it has none."""
-    return PUBLISHED[family]._asdict() if family in PUBLISHED else {}
+    settings = PUBLISHED[family]._asdict() if family in PUBLISHED else {}
+    if args.online_steps > 0 and family in PUBLISHED_ONLINE_ALPHA:
+        settings["alpha"] = PUBLISHED_ONLINE_ALPHA[family]
+    return settings
 
 
 def valid_settings(args: Args) -> dict[str, bool]:
@@ -173,6 +198,11 @@ def valid_settings(args: Args) -> dict[str, bool]:
     }
 
 
+# What --evaluate may change: it has no part in what was learned.
+EVALUATION_ARGS = {
+    *("eval_episodes", "eval_workers"),
+    *("inference_num_samples", "inference_density_top_k", "inference_q_agg"),
+}
 OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}  # published for both
 
 
@@ -200,12 +230,13 @@ def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
     in_range = {
         "seed": 0 <= args.seed < 2**31,
         "num_seeds": 1 <= args.num_seeds <= 2**31 - args.seed,
-        "batch_size": args.batch_size >= 1,
         "hidden_sizes": len(args.hidden_sizes) >= 1 and min(args.hidden_sizes) >= 1,
         "learning_rate": 0 < args.learning_rate < 1,
         "discount": 0 <= args.discount <= 1,
         "tau": 0 < args.tau <= 1,
         "offline_steps": 1 <= args.offline_steps < 10**9,
+        "online_steps": 0 <= args.online_steps < 10**9,
+        "batch_size": args.batch_size >= (2 if args.balanced_sampling else 1),
         "eval_interval": args.eval_interval >= 1,
         "eval_episodes": args.eval_episodes >= 1,
         "eval_workers": args.eval_workers is None or args.eval_workers >= 1,
@@ -288,6 +319,13 @@ class Batch(eqx.Module):
     next_observations: Float[Array | np.ndarray, "*batch observation"]
 
 
+class Replay(eqx.Module):
+    """What was collected online, beside the data set."""
+
+    ring: Batch  # a row a transition, the oldest overwritten
+    added: Int[Array, ""]  # transitions so far
+
+
 def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> Params:
     """Fresh networks."""
     critic_key, actor_key, flow_key = jax.random.split(key, 3)
@@ -363,17 +401,6 @@ def sample_noise(args: Args, action_dim: int, key: Key[Array, ""]) -> Noise:
     )
 
 
-def sample_action(
-    actor: MLP, observation: Float[Array, " observation"], key: Key[Array, ""]
-) -> Float[Array, " action"]:
-    """The policy that is evaluated: one latent, one pass of the actor, clipped."""
-    action_dim = actor.layers[-1].out_features
-    return jnp.clip(actor(observation, sample_latents(key, (action_dim,))), -1, 1)
-
-
-# Losses
-
-
 def q_values(
     critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
 ) -> Float[Array, "ensemble batch"]:
@@ -386,11 +413,29 @@ def aggregate(q: Float[Array, "ensemble batch"], q_agg: Literal["mean", "min"]) 
     return q.mean(axis=0) if q_agg == "mean" else q.min(axis=0)
 
 
+def sample_action(
+    args: Args, params: Params, observation: Float[Array, " observation"], key: Key[Array, ""]
+) -> Float[Array, " action"]:
+    """The policy: one latent, one pass of the actor, clipped."""
+    action_dim = params.actor.layers[-1].out_features
+    return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
+
+
+def sample_next_actions(
+    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
+) -> Float[Array, "batch action"]:
+    """a' of the Bellman target: a fresh sample of the policy."""
+    return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+
+
+# Losses
+
+
 def critic_loss(
     args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
-    next_actions = jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+    next_actions = sample_next_actions(args, params, target_critic, batch, noise)
     next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
     # The target is a constant: the actor must not learn to make it easy to predict.
     target_q = jax.lax.stop_gradient(batch.rewards + args.discount * batch.masks * next_q)
@@ -507,6 +552,106 @@ def sample_chunk(
     return jax.vmap(of_update)(first + jnp.arange(num_updates))
 
 
+# Fine-tuning online
+
+
+def init_replay(args: Args, observation_dim: int, action_dim: int, num_transitions: int) -> Replay:
+    """An empty ring with room for what the data set leaves of the buffer, or for all that will be collected."""
+    rows = min(args.online_steps, args.buffer_size - num_transitions)
+    observations, actions, numbers = (jnp.zeros((rows, *shape)) for shape in ((observation_dim,), (action_dim,), ()))
+    return Replay(Batch(observations, actions, numbers, numbers, observations), jnp.zeros((), jnp.int32))
+
+
+def add_transition(replay: Replay, transition: Batch) -> Replay:
+    """In the place of the oldest one, once the ring is full."""
+    slot = replay.added % replay.ring.rewards.shape[0]
+    ring = jax.tree.map(lambda rows, row: rows.at[slot].set(row), replay.ring, transition)
+    return Replay(ring, replay.added + 1)
+
+
+def sample_replay(args: Args, dataset: Dataset, replay: Replay, key: Key[Array, ""]) -> Batch:
+    """Uniform over the data set and what was collected online; or, balanced, half from each."""
+    num_offline = dataset.transitions.shape[0]
+    num_online = jnp.minimum(replay.added, replay.ring.rewards.shape[0])
+    if args.balanced_sampling:
+        offline_key, online_key = jax.random.split(key)
+        half = args.batch_size // 2
+        offline = take_batch(dataset, jax.random.randint(offline_key, (half,), 0, num_offline))
+        slots = jax.random.randint(online_key, (args.batch_size - half,), 0, num_online)
+        return jax.tree.map(lambda rows, ring: jnp.concatenate([rows, ring[slots]]), offline, replay.ring)
+    drawn = jax.random.randint(key, (args.batch_size,), 0, num_offline + num_online)
+    is_offline = drawn < num_offline
+    offline = take_batch(dataset, jnp.where(is_offline, drawn, 0))
+    slots = jnp.where(is_offline, 0, drawn - num_offline)
+
+    def choose(rows: Array, ring: Array) -> Array:
+        return jnp.where(is_offline.reshape(-1, *[1] * (rows.ndim - 1)), rows, ring[slots])
+
+    return jax.tree.map(choose, offline, replay.ring)
+
+
+def online_update(
+    args: Args, state: TrainState, replay: Replay, dataset: Dataset, key: Key[Array, ""], transition: Batch
+) -> tuple[TrainState, Replay, dict[str, Float[Array, ""]]]:
+    """Remember a transition, and learn from a batch."""
+    replay = add_transition(replay, transition)
+    batch_key, noise_key = keys_of_update(key, state.step)
+    batch = sample_replay(args, dataset, replay, batch_key)
+    state, metrics = update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
+    return state, replay, metrics
+
+
+def run_keys(seed: Int[Array, ""]) -> Key[Array, "3"]:
+    """Of a run, from its seed: for initialisation, training and evaluation."""
+    return jax.random.split(jax.random.key(seed), 3)
+
+
+def make_policy(args: Args, seeds: list[int]) -> Callable[[Params], Policy]:
+    """Of parameters with a leading seed axis, the policies of all seeds in all their environments, for `Evaluator`.
+
+    Each step of each episode has a key of its own, so that it does not matter how episodes are spread.
+    """
+
+    @functools.partial(jax.jit, compiler_options=machine.single_threaded())
+    def act(params: Params, keys: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
+        def act_of_seed(params: Params, key: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
+            keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(key, i), t))(episodes, time_steps)
+            return jax.vmap(functools.partial(sample_action, args, params))(observations, keys)
+
+        return jax.vmap(act_of_seed)(params, keys, observations, episodes, time_steps)
+
+    device = machine.policy_device()
+    keys = jax.device_put(jax.vmap(run_keys)(jnp.array(seeds))[:, 2], device)
+    return lambda params: functools.partial(act, jax.device_put(params, device), keys)
+
+
+def evaluate_run(args: Args) -> None:
+    """Evaluate a saved policy, with the settings of its run but for those that are given; film it if asked to."""
+    given = {name: value for name, value in vars(args).items() if value != getattr(Args(), name)}
+    run = RunDirectory.open(given.pop("evaluate"), ALGORITHM, lock=False)
+    video = given.pop("video", None)
+    for name in given:
+        if name not in EVALUATION_ARGS:
+            raise UserError(f"--evaluate takes no --{name.replace('_', '-')}: it does not change what was learned")
+    spec = resolve(run.config["args"]["env_id"])
+    args, _ = resolve_settings(dataclasses.replace(run.read_args(Args), **given), spec)
+    evaluator = Evaluator(
+        spec, args.eval_episodes, seeds=[args.seed], workers=args.eval_workers, dataset_path=run.dataset_path
+    )
+    with contextlib.closing(evaluator), session.StopSignals() as stop:
+        like = (jax.eval_shape(functools.partial(init_state, args, *evaluator.dimensions()), jax.random.key(0)),)
+        step = run_directory.last_common_step([run], like)
+        if step == 0:
+            raise UserError(f"{run.path} has no checkpoint yet")
+        (state,) = run.restore(step, like)
+        policy = make_policy(args, [args.seed])(jax.tree.map(lambda leaf: leaf[None], state.params))
+        results = evaluator(policy, stop.requested)
+        if results is not None:
+            print(f"after update {step:,}, {args.eval_episodes} episodes: {session.describe(results[0])}")
+        if video is not None and not stop.requested():
+            evaluator.film(policy, video)
+
+
 def main(args: Args) -> None:
     """Load, initialise, then for each chunk: train, log, save, evaluate. Only here is there more than one seed."""
     runs = [RunDirectory.open(path, ALGORITHM) for path in args.resume]
@@ -514,6 +659,11 @@ def main(args: Args) -> None:
         if args != Args(resume=args.resume):
             raise UserError("--resume takes all other settings from the run; give no other argument")
         args = run_directory.shared_args(runs, Args)
+    if args.evaluate is not None:
+        evaluate_run(args)
+        return
+    if args.video is not None:
+        raise UserError("--video belongs to --evaluate")
     seeds = [run.config["args"]["seed"] for run in runs] or list(range(args.seed, args.seed + args.num_seeds))
     spec = resolve(args.env_id)
     args, origins = resolve_settings(args, spec)
@@ -534,6 +684,10 @@ def main(args: Args) -> None:
         collect_episodes=args.collect_episodes,
         collect_workers=args.collect_workers,
     )
+    if args.online_steps > 0 and args.buffer_size <= dataset.transitions.size:
+        raise UserError(
+            f"--buffer-size {args.buffer_size}: the data set alone has {dataset.transitions.size} transitions"
+        )
     for path, seed in zip(paths, seeds, strict=False):
         of_seed = dataclasses.replace(args, seed=seed, num_seeds=1, run_dir=path)
         runs.append(RunDirectory.create(path, ALGORITHM, spec, of_seed, origins, provenance, seeds))
@@ -544,18 +698,17 @@ def main(args: Args) -> None:
 
     # The seed axis: one place for each seed, spread over the devices.
     placement = machine.place_seeds(len(seeds))
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(
-        jnp.array(seeds + seeds[-1:] * (placement.places - len(seeds)))
-    )
+    seed_of_place = np.minimum(np.arange(placement.places), len(seeds) - 1)  # empty places get the last seed's
+    keys = jax.vmap(run_keys)(jnp.array(seeds)[seed_of_place])
     init_keys, train_keys = (jax.device_put(keys[:, i], placement.by_seed) for i in (0, 1))
-    eval_device = machine.policy_device()
-    eval_keys = jax.device_put(keys[: len(seeds), 2], eval_device)
     init = functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim)
     states = jax.device_put(jax.jit(jax.vmap(init))(init_keys), placement.by_seed)
     on_cpu, on_host = jax.default_backend() == "cpu", args.data_memory == "host"
     if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
         print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
         on_host = True
+    if on_host and args.online_steps > 0:
+        raise UserError("--online-steps needs the data set on the device")
     session.announce(
         environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
         data=f"{datasets.describe(provenance)}, {dataset.describe_size()}" + (" on the host" if on_host else ""),
@@ -573,13 +726,22 @@ def main(args: Args) -> None:
     names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state_of_one, dataset, train_keys[0])[1]
     unlogged = {name: np.zeros((len(seeds), args.log_interval), np.float32) for name in names}
     checkpoint_of_one = (state_of_one, jax.tree.map(lambda values: values[0], unlogged))
+    total = args.offline_steps + args.online_steps
+    replays = None
+    if args.online_steps > 0:
+        room = functools.partial(init_replay, args, dataset.observation_dim, dataset.action_dim)
+        replays = jax.device_put(
+            jax.jit(jax.vmap(lambda _: room(dataset.transitions.size)))(train_keys), placement.by_seed
+        )
+        checkpoint_of_one = (*checkpoint_of_one, jax.eval_shape(lambda: room(dataset.transitions.size)))
     step = run_directory.last_common_step(runs, checkpoint_of_one)
     if step > 0:
         restored = [run.restore(step, checkpoint_of_one) for run in runs]
-        restored += restored[-1:] * (placement.places - len(seeds))
-        states, unlogged = jax.tree.map(lambda *leaves: np.stack(leaves), *restored)
-        states = jax.device_put(states, placement.by_seed)
-        unlogged = jax.tree.map(lambda values: values[: len(seeds)], unlogged)
+        states, unlogged, *online = jax.tree.map(lambda *leaves: np.stack(leaves), *restored)
+        states, *online = jax.tree.map(
+            lambda leaf: jax.device_put(leaf[seed_of_place], placement.by_seed), (states, *online)
+        )
+        replays = online[0] if online else None
     for run in runs:
         run.rewind(step)
 
@@ -587,12 +749,14 @@ def main(args: Args) -> None:
     def end_of_chunk(step: int) -> int:
         """A chunk ends where something is due; sooner on a CPU, where that takes long, and with batches to fetch."""
         ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
+        if step >= args.offline_steps:
+            return step + 1  # online: a step in the environment between any two updates
         return min(*ends, args.offline_steps, step + SHORT_CHUNK if on_cpu or on_host else args.offline_steps)
 
     @functools.partial(jax.jit, static_argnums=1)
     def draw(first: int, num_updates: int) -> Array:
         sample = functools.partial(sample_chunk, args, dataset.transitions.size, num_updates=num_updates)
-        return jax.vmap(sample, in_axes=(0, None))(jax.device_put(train_keys, eval_device), first)
+        return jax.vmap(sample, in_axes=(0, None))(jax.device_put(train_keys, machine.policy_device()), first)
 
     def fetch(first: int, end: int) -> Batch:
         return jax.device_put(take_batch(dataset, np.asarray(draw(first, end - first))), placement.by_seed)
@@ -608,28 +772,36 @@ def main(args: Args) -> None:
         )
         return jax.jit(chunk, donate_argnums=0).lower(states, data, train_keys).compile()
 
-    @functools.partial(jax.jit, compiler_options=machine.single_threaded())
-    def act(actors: MLP, eval_keys: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
-        """Actions of every seed in all its lanes. A key for each step of each episode: how they are spread is free."""
+    # Fine-tuning: each seed explores an environment of its own.
+    exploration_keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 3))(jnp.array(seeds))
+    explore = jax.jit(
+        jax.vmap(lambda params, x, key, i: sample_action(args, params, x, jax.random.fold_in(key, i)), (0, 0, 0, None))
+    )
+    learn = jax.jit(jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0)), donate_argnums=(0, 1))
 
-        def act_of_seed(actor: MLP, key: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
-            keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(key, i), t))(episodes, time_steps)
-            return jax.vmap(sample_action, in_axes=(None, 0, 0))(actor, observations, keys)
+    def train_online() -> dict[str, Array]:
+        """A step in each environment, and an update of each seed."""
+        nonlocal states, replays
+        params = jax.tree.map(lambda leaf: leaf[: len(seeds)], states.params)
+        transitions = environments.step(np.asarray(explore(params, environments.observations, exploration_keys, step)))
+        transition = Batch(**{name: rows[seed_of_place] for name, rows in transitions.items()})
+        states, replays, metrics = learn(states, replays, device_data, train_keys, transition)
+        return {name: values[:, None] for name, values in metrics.items()}
 
-        return jax.vmap(act_of_seed)(actors, eval_keys, observations, episodes, time_steps)
+    policy = make_policy(args, seeds)
 
     def save() -> None:
         """A checkpoint of each seed, unless it is there."""
-        host_states = jax.device_get(states)
+        tree = (jax.device_get(states), unlogged, *([] if replays is None else [jax.device_get(replays)]))
         for i, run in enumerate(runs):
             if run.saved_step != step:
-                run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], (host_states, unlogged)))
+                run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], tree))
 
-    def evaluate(step: int, actors: MLP) -> None:
-        """Begin to evaluate what the seeds have learned by `step`, once the evaluation before has ended."""
+    def begin_evaluation(step: int, params: Params) -> None:
+        """Evaluate what the seeds have learned by `step`, beside training, once the evaluation before has ended."""
         log_evaluation(wait=True)
-        copies = jax.device_put(jax.tree.map(lambda leaf: np.array(leaf)[: len(seeds)], actors), eval_device)
-        evaluator.submit(step, functools.partial(act, copies, eval_keys), stop.requested)
+        copies = jax.tree.map(lambda leaf: np.array(leaf)[: len(seeds)], params)
+        evaluator.submit(step, policy(copies), stop.requested)
 
     def log_evaluation(*, wait: bool) -> None:
         """Log the evaluation that is under way, if it has ended or is to be waited for."""
@@ -647,29 +819,35 @@ def main(args: Args) -> None:
     with (
         contextlib.ExitStack() as stack,
         session.StopSignals() as stop,
-        session.Progress(
-            args.offline_steps, initial=step, seconds=max(run.seconds for run in runs), on_cpu=on_cpu
-        ) as progress,
+        session.Progress(total, initial=step, seconds=max(run.seconds for run in runs), on_cpu=on_cpu) as progress,
     ):
         for closable in (*runs, batches_ahead, evaluator):
             stack.callback(closable.close)
         for missed, checkpoints in run_directory.missed_evaluations(runs, checkpoint_of_one):
-            actors = [state.params.actor for state, _ in checkpoints]
-            evaluate(missed, jax.tree.map(lambda *leaves: np.stack(leaves), *actors))
+            params = [state.params for state, *_ in checkpoints]
+            begin_evaluation(missed, jax.tree.map(lambda *leaves: np.stack(leaves), *params))
+        environments = None
         while True:
             if any(run.is_due(step) for run in runs):
                 save()
-                evaluate(step, states.params.actor)
-            is_last = step == args.offline_steps
+                begin_evaluation(step, states.params)
+            is_last = step == total
             log_evaluation(wait=is_last)
             if is_last or stop.requested():
                 break
 
             end = end_of_chunk(step)
-            data = batches_ahead(step, end, end_of_chunk(end)) if on_host else device_data
-            chunk = compile_chunk(end - step)
-            with progress.timed(end):
-                states, metrics = jax.block_until_ready(chunk(states, data, train_keys))
+            if step < args.offline_steps:
+                data = batches_ahead(step, end, end_of_chunk(end)) if on_host else device_data
+                chunk = compile_chunk(end - step)
+                with progress.timed(end):
+                    states, metrics = jax.block_until_ready(chunk(states, data, train_keys))
+            else:
+                if environments is None:
+                    environments = ExplorationEnvs(spec, runs[0].dataset_path, seeds, first_step=step)
+                    stack.callback(environments.close)
+                with progress.timed(end):
+                    metrics = jax.block_until_ready(train_online())
             metrics = {name: values[: len(seeds)] for name, values in jax.device_get(metrics).items()}
             finite = np.logical_and.reduce([np.isfinite(values) for values in metrics.values()])
             if not finite.all():
@@ -681,18 +859,20 @@ def main(args: Args) -> None:
                 unlogged[name][:, np.arange(step, end) % args.log_interval] = values
             step = end
 
-            if step % args.log_interval == 0 or step == args.offline_steps:
+            if step % args.log_interval == 0 or step in (args.offline_steps, total):
                 filled = step % args.log_interval or args.log_interval
                 means = {name: values[:, :filled].mean(axis=1, dtype=np.float64) for name, values in unlogged.items()}
                 for i, run in enumerate(runs):
                     run.log("train", {"step": step, **{name: float(mean[i]) for name, mean in means.items()}})
                     run.log("time", {"step": step, **progress.times()})
+                    if environments is not None:
+                        run.log("exploration", {"step": step, **environments.summary(i)})
                 shown = ("critic/loss", "critic/q_mean", "actor/q_mean")
                 progress.report({name: float(means[name].mean()) for name in shown})
             if runs[0].minutes_since_save() >= args.save_minutes:
                 save()
         save()
-    run_directory.print_outcome(runs, step, args.offline_steps)
+    run_directory.print_outcome(runs, step, total)
 
 
 if __name__ == "__main__":

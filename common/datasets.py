@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from common import collect, minari_data
 from common.env_ids import EnvSpec
-from common.envs import make_env
+from common.envs import ACTION_BOUND, make_env
 from common.errors import UserError, describe_os_error
 from common.files import sha256, write_whole
 
@@ -30,8 +30,6 @@ DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down
 
 # What NumPy and the zip format raise on truncated or altered files.
 DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-ACTION_BOUND = 1 - 1e-5  # data set actions are clipped to +-ACTION_BOUND, as in the reference implementations
 
 SOURCES = ("official", "mirror", "collected")
 DataSource = Literal["auto", "download", "collect"]

@@ -3,6 +3,7 @@
 import functools
 import math
 import multiprocessing
+import os
 import pathlib
 import signal
 import warnings
@@ -15,9 +16,13 @@ from gymnasium.vector.utils import batch_space
 
 from common import minari_data
 from common.env_ids import EnvSpec
+from common.errors import UserError
 from common.minari_data import flatten_observation
 
-# Of every machine without a display, and of OGBench's float64 bounds for float32 actions.
+ACTION_BOUND = 1 - 1e-5  # actions to learn from are clipped to +-ACTION_BOUND, as in the reference implementations
+
+# Of every machine without a display, of OGBench's float64 bounds for float32 actions, and of its missing metadata.
+warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
 warnings.filterwarnings("ignore", module="glfw")
 warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
 
@@ -29,7 +34,13 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
         env_name: Gymnasium id, e.g. 'cube-double-singletask-v0' or 'cube-double-v0'.
         **kwargs: arguments of the environment.
     """
-    import ogbench  # noqa: F401 (registers the environments; slow, so not before it is needed)
+    try:
+        import mujoco  # noqa: F401 (what the environments import)
+        import ogbench  # noqa: F401 (registers the environments; slow, so not before it is needed)
+    except (ImportError, AttributeError) as error:
+        if "MUJOCO_GL" not in os.environ:
+            raise
+        raise UserError(f"MuJoCo does not start with MUJOCO_GL={os.environ['MUJOCO_GL']}; unset it") from error
 
     # The checker computes every observation twice.
     return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
@@ -50,7 +61,7 @@ class EvaluationEnv(gymnasium.Wrapper):
         super().__init__(env)
         shape = gymnasium.spaces.flatten_space(env.observation_space).shape
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
-        self._ends_at_success = ends_at_success
+        self.ends_at_success = ends_at_success
         self._success = math.nan
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
@@ -69,7 +80,7 @@ class EvaluationEnv(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "success" in info:
             self._success = np.fmax(self._success, float(info["success"]))
-        terminated = bool(terminated or (self._ends_at_success and self._success == 1))
+        terminated = bool(terminated or (self.ends_at_success and self._success == 1))
         return flatten_observation(observation), float(reward), terminated, truncated, {"success": self._success}
 
 
@@ -129,6 +140,67 @@ class EpisodeLanes(gymnasium.Env):
             env.close()
 
 
+class ExplorationEnvs:
+    """An environment for each seed, in this process, whose transitions have rewards and masks as the data sets do."""
+
+    def __init__(self, spec: EnvSpec, dataset_path: pathlib.Path | None, seeds: Sequence[int], *, first_step: int):
+        """Args:
+        spec: environment and task.
+        dataset_path: folder of the Minari data set, which names its environment; OGBench needs none.
+        seeds: training seeds.
+        first_step: updates before the first step: a run that goes on does not see the same episodes again.
+        """
+        self._envs = [make_evaluation_env(spec, dataset_path) for _ in seeds]
+        self._rngs = [np.random.default_rng((seed, first_step)) for seed in seeds]
+        self._episodes: list[list[tuple[float, float, float]]] = [[] for _ in seeds]  # since the last summary
+        self._returns, self._lengths = np.zeros((2, len(seeds)))
+        self.observations = np.stack([self._reset(i) for i in range(len(seeds))])
+
+    def _reset(self, i: int) -> np.ndarray:
+        self._returns[i] = self._lengths[i] = 0
+        return self._envs[i].reset(seed=int(self._rngs[i].integers(2**31)))[0]
+
+    def step(self, actions: np.ndarray) -> dict[str, np.ndarray]:
+        """Take a step in every environment, and begin the next episode where it ends one.
+
+        Args:
+            actions: [seeds, a], in [-1, 1].
+
+        Returns:
+            `observations`, `actions`, `rewards`, `masks` and `next_observations`, each [seeds, ...] and float32.
+        """
+        rows = []
+        for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
+            next_observation, reward, terminated, truncated, info = env.step(action)
+            self._returns[i] += reward
+            self._lengths[i] += 1
+            # Minari's AntMaze: 0 at the goal and -1 elsewhere, as its data is read. OGBench's rewards are that already,
+            # and belong to the state before the step, as those of its data do.
+            reward -= env.ends_at_success
+            rows.append((self.observations[i].copy(), action, reward, 1 - terminated, next_observation))
+            self.observations[i] = next_observation
+            if terminated or truncated:
+                self._episodes[i].append((100 * info["success"], self._returns[i], self._lengths[i]))
+                self.observations[i] = self._reset(i)
+        names = ("observations", "actions", "rewards", "masks", "next_observations")
+        transitions = {
+            name: np.array(column, np.float32) for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        }
+        return transitions | {"actions": np.clip(transitions["actions"], -ACTION_BOUND, ACTION_BOUND)}
+
+    def summary(self, i: int) -> dict[str, float]:
+        """Means over the episodes of seed `i` that have ended since the last summary, not a number if none has."""
+        means = np.mean(self._episodes[i], axis=0) if self._episodes[i] else np.full(3, np.nan)
+        number, self._episodes[i] = len(self._episodes[i]), []
+        names = ("exploration/success", "exploration/return", "exploration/length")
+        return {"exploration/episodes": number, **dict(zip(names, map(float, means), strict=True))}
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self._envs:
+            env.close()
+
+
 def make_evaluation_lanes(
     spec: EnvSpec, dataset_path: pathlib.Path | None, episode_seeds: Sequence[Sequence[int]]
 ) -> EpisodeLanes:
@@ -138,15 +210,16 @@ def make_evaluation_lanes(
     return EpisodeLanes(functools.partial(make_evaluation_env, spec, dataset_path), episode_seeds)
 
 
-def make_evaluation_env(spec: EnvSpec, dataset_path: pathlib.Path | None = None) -> EvaluationEnv:
+def make_evaluation_env(spec: EnvSpec, dataset_path: pathlib.Path | None = None, **kwargs: Any) -> EvaluationEnv:
     """The environment that a policy for `spec` is judged in.
 
     Args:
         spec: environment and task.
         dataset_path: folder of the Minari data set, which names its environment; OGBench needs none.
+        **kwargs: further arguments of the environment.
     """
     if spec.suite == "d4rl":
-        env = minari_data.make_env(dataset_path)
+        env = minari_data.make_env(dataset_path, **kwargs)
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
         return EvaluationEnv(env, ends_at_success="AntMaze" in env.spec.id)
-    return EvaluationEnv(make_env(spec.gym_id))
+    return EvaluationEnv(make_env(spec.gym_id, **kwargs))

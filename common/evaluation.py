@@ -1,9 +1,12 @@
 """Evaluates policies in the real environments: in worker processes, and in a thread, so that training can go on."""
 
 import concurrent.futures
+import contextlib
 import functools
 import math
+import os
 import pathlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +19,7 @@ from jaxtyping import Float, Int
 
 from common import minari_data
 from common.env_ids import EnvSpec
-from common.envs import make_evaluation_lanes
+from common.envs import make_evaluation_env, make_evaluation_lanes
 from common.errors import UserError
 from common.machine import available_cores
 
@@ -165,6 +168,57 @@ class Evaluator:
             low, high = self.reference_scores
             result["evaluation/normalized_score"] = 100 * (float(returns.mean()) - low) / (high - low)
         return result | {"evaluation/return": float(returns.mean()), "evaluation/length": float(lengths.mean())}
+
+    def dimensions(self) -> tuple[int, int]:
+        """Lengths of an observation and of an action."""
+        envs = self.start()
+        return envs.observation_space.shape[-1], envs.action_space.shape[-1]
+
+    def film(self, policy: Policy, path: pathlib.Path, *, episodes: int = 3, size: int = 256) -> None:
+        """Write the first episodes of the first seed to a video.
+
+        Args:
+            policy: of one seed.
+            path: file; its name says the format (.mp4, .gif).
+            episodes: how many.
+            size: width and height in pixels.
+
+        Raises:
+            UserError: this machine cannot render, or not write such a file.
+        """
+        import imageio.v3 as iio
+
+        # In a process of its own: MuJoCo chooses how to render when it is first imported. EGL needs no display.
+        if sys.platform == "linux":
+            os.environ.setdefault("MUJOCO_GL", "egl")
+        gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
+        make = functools.partial(
+            make_evaluation_env, self.spec, self.dataset_path, render_mode="rgb_array", width=size, height=size
+        )
+        frames = []
+        try:
+            env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+            with contextlib.closing(env):
+                fps = env.metadata.get("render_fps", 20)
+                for episode in range(min(episodes, len(self.episode_seeds[0]))):
+                    observations, _ = env.reset(seed=self.episode_seeds[0][episode])
+                    time_step, over = 0, False
+                    while not over:
+                        frames.append(env.call("render")[0])
+                        actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
+                        observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
+                        time_step, over = time_step + 1, (terminated | truncated).all()
+        except Exception as error:  # of whatever kind the graphics library of the machine raises
+            raise UserError(
+                f"--video: this machine does not render ({type(error).__name__}); it needs EGL, or OSMesa and "
+                "MUJOCO_GL=osmesa"
+            ) from error
+        try:
+            options = {"loop": 0} if path.suffix == ".gif" else {}
+            iio.imwrite(path, np.stack(frames), fps=fps, **options)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error
+        print(f"video: {path}, {len(frames)} frames")
 
     def start(self) -> gymnasium.vector.VectorEnv:
         """Start the worker processes, unless they are running."""

@@ -226,8 +226,12 @@ def _check_spaces(path: pathlib.Path, dataset: Any) -> None:
         raise UserError(f"{path}: the action space must be [-1, 1], it is {actions}")
 
 
-def make_env(path: pathlib.Path) -> gymnasium.Env:
+def make_env(path: pathlib.Path, **kwargs: Any) -> gymnasium.Env:
     """The environment that policies trained on a data set are judged in.
+
+    Args:
+        path: folder of the data set.
+        **kwargs: further arguments of the environment.
 
     Raises:
         UserError: the data set names none, or it cannot be made here.
@@ -236,7 +240,7 @@ def make_env(path: pathlib.Path) -> gymnasium.Env:
     if dataset.spec.env_spec is None:
         raise UserError(f"{path}: the data set names no environment to evaluate in")
     _register_environments()
-    changes: dict[str, Any] = {"disable_env_checker": True}
+    changes: dict[str, Any] = {"disable_env_checker": True} | kwargs
     if dataset.spec.env_spec.id.startswith("AdroitHandPen-"):
         changes["max_episode_steps"] = 100  # Trap: D4RL's horizon; gymnasium-robotics has 200
     if is_antmaze(dataset) and "UMaze" in dataset.spec.env_spec.id:

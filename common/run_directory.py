@@ -24,7 +24,7 @@ from common.errors import UserError, describe_os_error
 from common.files import write_whole
 from common.machine import describe_device
 
-TABLES = ("train", "eval", "time")
+TABLES = ("train", "eval", "time", "exploration")
 HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
 SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
     "evaluation/normalized_score": "normalised score (%)",
@@ -97,8 +97,8 @@ class RunDirectory:
         return RunDirectory(path, json.loads(text))._locked()
 
     @staticmethod
-    def open(path: pathlib.Path, algorithm: str) -> "RunDirectory":
-        """Open an existing run.
+    def open(path: pathlib.Path, algorithm: str, *, lock: bool = True) -> "RunDirectory":
+        """Open an existing run; without the lock, to read it only.
 
         Raises:
             UserError: it is not a run directory, or a run of another algorithm.
@@ -106,7 +106,9 @@ class RunDirectory:
         config = read_config(path)
         if config["algorithm"] != algorithm:
             raise UserError(f"{path}: a run of {config['algorithm']}.py, not of {algorithm}.py")
-        run = RunDirectory(path, config)._locked()
+        run = RunDirectory(path, config)
+        if lock:
+            run._locked()
         if (path / "eval.csv").exists():
             rows = read_table(path / "eval.csv", until_damage=True)
             run.evaluations = {int(row["step"]): row for row in rows}
@@ -157,7 +159,8 @@ class RunDirectory:
     def is_due(self, step: int) -> bool:
         """Whether an evaluation belongs after update `step` that is not in the log yet."""
         args = self.config["args"]
-        is_scheduled = step == args["offline_steps"] or (step > 0 and step % args["eval_interval"] == 0)
+        ends = (args["offline_steps"], args["offline_steps"] + args["online_steps"])
+        is_scheduled = step in ends or (step > 0 and step % args["eval_interval"] == 0)
         return is_scheduled and step not in self.evaluations
 
     def save(self, step: int, tree: Any) -> pathlib.Path:

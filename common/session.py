@@ -144,7 +144,7 @@ class Progress:
 
     def report(self, numbers: dict[str, float]) -> None:
         """Show the newest numbers: on the bar, or as a line where there is none."""
-        text = _text(numbers)
+        text = describe(numbers)
         if self._is_terminal:
             self._bar.set_postfix_str(text)
         else:
@@ -157,10 +157,11 @@ class Progress:
         """Print what the policies of each seed were worth after update `step`, by now a while ago."""
         means = {name: sum(result[name] for result in results) / len(results) for name in results[0]}
         which = f" (means over {len(results)} seeds)" if len(results) > 1 else ""
-        self.say(f"{time.strftime('%H:%M:%S')}  {step:>9,} of {self.total:,}  {_text(means)}{which}")
+        self.say(f"{time.strftime('%H:%M:%S')}  {step:>9,} of {self.total:,}  {describe(means)}{which}")
 
 
-def _text(numbers: dict[str, float]) -> str:
+def describe(numbers: dict[str, float]) -> str:
+    """'evaluation/success 86, evaluation/length 93.7'."""
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 
