@@ -647,7 +647,8 @@ def evaluate_run(args: Args) -> None:
         policy = make_policy(args, [args.seed])(jax.tree.map(lambda leaf: leaf[None], state.params))
         results = evaluator(policy, stop.requested)
         if results is not None:
-            print(f"after update {step:,}, {args.eval_episodes} episodes: {session.describe(results[0])}")
+            episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
+            print(f"after update {step:,}, {episodes}: {session.describe(results[0])}")
         if video is not None and not stop.requested():
             evaluator.film(policy, video)
 

@@ -89,8 +89,12 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
         low, high = confidence_interval(values)
         axes.fill_between(positions, low, high, color=colour, alpha=0.15, lw=0)
         axes.plot(positions, values.mean(axis=0), c=colour, marker=style[method].marker, ms=4, lw=1.8, label=method)
+    members = [run for runs in comparison.tasks[task].values() for run in runs]
+    switches = {_position(run, run.args["offline_steps"], x) for run in members if run.args["online_steps"] > 0}
+    for i, switch in enumerate(sorted(switches)):
+        axes.axvline(switch, c="0.3", ls="--", lw=1, label="from here on online" if i == 0 else None)
     axes.set(title=task, xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
-    _score_axis(axes, [run for members in comparison.tasks[task].values() for run in members])
+    _score_axis(axes, members)
     axes.grid(alpha=0.3, lw=0.5)
 
 

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import hashlib
+import json
 import math
 import pathlib
 import sys
@@ -22,10 +24,13 @@ from common.run_directory import Row
 INCIDENTAL = {
     *("env_id", "seed", "run_dir", "resume", "print_config", "eval_envs", "log_interval", "save_minutes", "track"),
     *("wandb_project", "data_source", "dataset_path", "dataset_dir", "collect_episodes", "collect_workers"),
-    *("num_candidates", "drol_star"),
+    *("num_candidates", "drol_star", "num_seeds", "eval_workers", "data_memory", "evaluate", "video"),
 }
 # What two methods, or the tasks of a group, should have in common to be compared.
-BUDGET = ("offline_steps", "batch_size", "hidden_sizes", "eval_episodes")
+BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes")
+# What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
+# differently on another processor.
+RECIPE = ("episodes", "episode_steps", "seed", "oracle", "versions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +39,14 @@ class Run:
 
     Attributes:
         name: its folder, as it was given.
-        algorithm: the paper's name: DROL(16), DROL*, FQL.
+        algorithm: the paper's name: DROL(16), DROL*, FQL; 'DROL(16), fine-tuned' if an online part follows.
         spec: environment and task.
         task: 'cube-double' for the default task by any name, else 'cube-double-task3'.
         seed: seed.
         args: the arguments of the script.
         data: where its data came from, for people.
-        settings: what runs that are averaged have to agree in; the data by its SHA-256.
+        settings: what runs that are averaged have to agree in; the data by its SHA-256, collected data by its recipe.
+        sha256: of its data.
         metric: the column of eval.csv that is its score.
         curve: score of each evaluation, by step.
         minutes: wall-clock minutes since the start, by step, evaluations included; empty where they are not known.
@@ -54,6 +60,7 @@ class Run:
     args: dict[str, Any]
     data: str
     settings: dict[str, Any]
+    sha256: str
     metric: str
     curve: dict[int, float]
     minutes: dict[int, float]
@@ -61,7 +68,12 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether the last update has been evaluated."""
-        return max(self.curve) == self.args["offline_steps"]
+        return max(self.curve) == self.total_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.args["offline_steps"] + self.args["online_steps"]
 
     @property
     def headline_steps(self) -> list[int]:
@@ -150,12 +162,17 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             for run in members:
-                wanted, last, total = run_directory.HEADLINE_EVALUATIONS, max(run.curve), run.args["offline_steps"]
+                wanted, last, total = run_directory.HEADLINE_EVALUATIONS, max(run.curve), run.total_steps
                 if not run.is_finished:
                     notes.append(f"unfinished, no score: {run.name} ({task}, {method}: {last:,} of {total:,} updates)")
                 elif len(run.headline_steps) < wanted[run.spec.suite]:
                     number = len(run.headline_steps)
                     notes.append(f"{run.name}: its score is of {number} of {wanted[run.spec.suite]} evaluations")
+        if len(hashes := {run.sha256 for members in methods.values() for run in members}) > 1 and not any(
+            ", data " in method for method in methods
+        ):
+            short = ", ".join(sorted(digest[:6] for digest in hashes))
+            notes.append(f"{task}: the data was collected {len(hashes)} times by the same recipe (SHA-256 {short})")
         notes += _unlike_budgets(task, methods)
     return comparison
 
@@ -199,7 +216,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
         raise UserError(f"{name} has no evaluation yet")
     try:
         metric = run_directory.score_metric(evaluations)
-        args, spec = config["args"], EnvSpec(**config["environment"])
+        args, spec = {"online_steps": 0} | config["args"], EnvSpec(**config["environment"])
         for argument in ("seed", *BUDGET):
             args[argument]
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
@@ -212,7 +229,8 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             seed=args["seed"],
             args=args,
             data=describe_source(config["dataset"]),
-            settings=settings | {"data": config["dataset"]["sha256"]},
+            settings=settings | {"data": _identity(config["dataset"])},
+            sha256=config["dataset"]["sha256"],
             metric=metric,
             curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
             minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
@@ -241,15 +259,25 @@ def _read_table(path: pathlib.Path, name: str, table: str, notes: list[str]) -> 
 
 
 def _algorithm(script: str, args: dict[str, Any]) -> str:
-    if script != "drol":
-        return script.upper()
-    return "DROL*" if args.get("drol_star") else f"DROL({args['num_candidates']})"
+    name = script.upper()
+    if script == "drol":
+        name = "DROL*" if args.get("drol_star") else f"DROL({args['num_candidates']})"
+    return f"{name}, fine-tuned" if args["online_steps"] > 0 else name
+
+
+def _identity(dataset: dict[str, Any]) -> str:
+    """Of a data set: its SHA-256; where it was collected by a known recipe, that of the recipe."""
+    if dataset["source"] == "collected" and all(name in dataset for name in RECIPE):
+        recipe = json.dumps({name: dataset[name] for name in RECIPE}, sort_keys=True)
+        return hashlib.sha256(recipe.encode()).hexdigest()
+    return dataset["sha256"]
 
 
 def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'."""
     names = sorted({name for run in runs for name in run.settings})
-    varying = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    # An argument that an earlier version of the script did not have sets no run apart.
+    varying = [name for name in names if len({repr(run.settings[name]) for run in runs if name in run.settings}) > 1]
     groups = collections.defaultdict(list)
     for run in runs:
         values = run.settings | {"data": f"{run.data} ({run.settings['data'][:6]})"}

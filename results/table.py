@@ -101,7 +101,7 @@ def task_table(comparison: Comparison, threshold: float) -> Table:
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             finished, first = comparison.finished(task, method), members[0]
-            published = paper.get((first.paper_group, first.algorithm))
+            published, online = paper.get((first.paper_group, first.algorithm)), first.args["online_steps"]
             unit = " (return)" if first.metric == "evaluation/return" else ""
             rows.append(
                 [
@@ -109,7 +109,7 @@ def task_table(comparison: Comparison, threshold: float) -> Table:
                     method,
                     mean_and_deviation([run.score for run in finished]) + unit if finished else "unfinished",
                     str(len(finished)),
-                    f"{first.args['offline_steps']:,}",
+                    f"{first.args['offline_steps']:,}" + (f" + {online:,} online" if online else ""),
                     str(first.args["eval_episodes"]),
                     describe_value(first.args["hidden_sizes"]),
                     *crossing(comparison.counted(task, method), threshold),

@@ -70,8 +70,8 @@ def aggregate(q, how):
 
 def critic_loss(settings, critics, targets, actor, batch, noise):
     """Loss and gradients of each critic."""
-    next_actions, _ = forward(actor, np.concatenate([batch["next_observations"], noise["next_latents"]], -1))
-    next_q, _ = q_values(targets, batch["next_observations"], np.clip(next_actions, -1, 1))
+    next_actions = best_next_actions(targets, actor, batch["next_observations"], noise["next_latents"])
+    next_q, _ = q_values(targets, batch["next_observations"], next_actions)
     next_q, _ = aggregate(next_q, settings["q_agg"])
     y = batch["rewards"] + settings["discount"] * batch["masks"] * next_q
     q, tapes = q_values(critics, batch["observations"], batch["actions"])
@@ -80,6 +80,16 @@ def critic_loss(settings, critics, targets, actor, batch, noise):
         for critic, tape, q_i in zip(critics, tapes, q, strict=True)
     ]
     return ((q - y) ** 2).mean(), grads
+
+
+def best_next_actions(targets, actor, observations, latents):
+    """One latent a state: its action. Several: the action that the more pessimistic of the targets likes best."""
+    actions = []
+    for s, zs in zip(observations, np.reshape(latents, (len(observations), -1, latents.shape[-1])), strict=True):
+        candidates = [np.clip(forward(actor, np.concatenate([s, z])[None])[0], -1, 1) for z in zs]
+        judged = [min(float(q[0]) for q in q_values(targets, s[None], c)[0]) for c in candidates]
+        actions.append(candidates[judged.index(max(judged))][0])
+    return np.array(actions)
 
 
 def route(actor, batch, latents):

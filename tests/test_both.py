@@ -24,7 +24,9 @@ ALGORITHMS = [drol, fql]
 DIFFERENT = {
     *("ALGORITHM", "Args", "Published", "PUBLISHED", "DEFAULTS", "KNOB", "published_settings", "valid_settings"),
     *("Params", "init_params", "sample_latents", "Noise", "sample_noise", "flow_actions", "actor_loss"),
+    *("sample_action", "sample_next_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"),
 }
+OF_ONE = {"flow_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"}
 
 
 def definitions(algorithm) -> dict[str, str]:
@@ -41,7 +43,7 @@ def definitions(algorithm) -> dict[str, str]:
 
 def test_everything_else_is_equal_to_the_letter():
     ours, theirs = definitions(drol), definitions(fql)
-    assert [name for name in theirs if name != "flow_actions"] == list(ours)  # in the same order
+    assert [name for name in theirs if name not in OF_ONE] == [name for name in ours if name not in OF_ONE]  # in order
     assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == DIFFERENT
 
 
@@ -155,9 +157,10 @@ def test_the_end_of_a_trajectory_is_bootstrapped_and_completion_is_not():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_actions_are_clipped_and_differ_by_latent(algorithm):
     args = make_args(algorithm)
-    actor = jax.tree.map(lambda x: 5 * x, init(algorithm, args, 0, observation_dim=1).params.actor)
+    params = jax.tree.map(lambda x: 5 * x, init(algorithm, args, 0, observation_dim=1).params)
     keys = jax.random.split(jax.random.key(1), 200)
-    actions = np.asarray(jax.vmap(algorithm.sample_action, in_axes=(None, None, 0))(actor, jnp.ones(1), keys))
+    sample = jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, None, 0))
+    actions = np.asarray(sample(params, jnp.ones(1), keys))
     assert np.abs(actions).max() == 1
     assert np.std(actions, axis=0).min() > 0.1
 
@@ -212,6 +215,17 @@ def test_published_settings_are_those_of_the_paper(algorithm, columns, capsys):
         if algorithm is drol:
             algorithm.main(algorithm.Args(env_id=env_id, print_config=True, drol_star=True))
             assert json.loads(capsys.readouterr().out)["args"]["num_candidates"] == int(row["drol_k_tuned"])
+
+
+def test_fine_tuning_has_published_settings_of_its_own():
+    for env_id, alpha in [
+        *(("antsoccer-arena", 30), ("humanoidmaze-medium", 100), ("puzzle-4x4", 1000), ("cube-double", 300)),
+        *(("pen-cloned", 1000), ("relocate-cloned", 10000), ("antmaze-umaze", 10), ("antmaze-large-play", 3)),
+    ]:
+        args, origins = fql.resolve_settings(fql.Args(online_steps=5), resolve(env_id))
+        assert (args.alpha, origins["alpha"]) == (alpha, "published")
+    args, _ = fql.resolve_settings(fql.Args(), resolve("antsoccer-arena"))
+    assert args.alpha == 10
 
 
 @pytest.mark.parametrize(("algorithm", "knob"), [(drol, "bc_coef"), (fql, "alpha")], ids=["drol", "fql"])

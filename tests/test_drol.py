@@ -1,10 +1,12 @@
 """What is DROL's own: routing, and the latent prior."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference as reference
 import pytest
 import scipy.stats
 from hypothesis import given
@@ -18,6 +20,7 @@ from toys import (
     make_args,
     make_inputs,
     policy_actions,
+    to_numpy,
     train,
 )
 
@@ -46,6 +49,47 @@ def test_winner_alone_gives_the_gradient_of_all_candidates(k):
         expected = jax.jit(jax.grad(loss_with_all_candidates))(state.params)
         actual = jax.jit(jax.grad(lambda params: drol.actor_loss(args, params, batch, noise)[0]))(state.params)
         assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-9)
+
+
+def test_routing_in_bfloat16_changes_winners_and_nothing_else():
+    exact, rough = (make_args(drol, num_candidates=16, batch_size=256, bfloat16_routing=b) for b in (False, True))
+    state, batch, noise = make_inputs(drol, exact, seed=3)
+    losses = [drol.actor_loss(args, state.params, batch, noise)[1]["actor/bc_loss"] for args in (exact, rough)]
+    assert losses[0] < losses[1] < 1.01 * losses[0]  # another winner is never nearer, and nearly as near
+    one = jax.tree.map(lambda x: x, dataclasses.replace(noise, latents=noise.latents[:, :1]))
+    alone = [drol.actor_loss(args, state.params, batch, one)[0] for args in (exact, rough)]
+    assert alone[0] == alone[1]  # full precision wherever there is gradient
+
+
+@pytest.mark.parametrize(("top_k", "q_agg"), [(None, "mean"), (None, "min"), (3, "min"), (8, "mean")])
+def test_inference_takes_the_best_of_several(top_k, q_agg):
+    args = make_args(drol, inference_num_samples=8, inference_density_top_k=top_k, inference_q_agg=q_agg)
+    state, batch, _ = make_inputs(drol, args)
+    actor, critics = to_numpy(state.params.actor), [to_numpy(state.params.critic, i) for i in range(2)]
+    for i, observation in enumerate(np.asarray(batch.observations, np.float64)):
+        key = jax.random.key(i)
+        latents = np.asarray(drol.sample_latents(key, (8, ACTION_DIM)), np.float64)
+        rows = np.concatenate([np.repeat(observation[None], 8, 0), latents], -1)
+        candidates = np.clip(reference.forward(actor, rows)[0], -1, 1)
+        if top_k is not None:
+            others = [np.mean([((a - b) ** 2).mean() for b in candidates]) for a in candidates]
+            candidates = candidates[np.argsort(others)[:top_k]]
+        q, _ = reference.q_values(critics, np.repeat(observation[None], len(candidates), 0), candidates)
+        expected = candidates[(q.mean(0) if q_agg == "mean" else q.min(0)).argmax()]
+        actual = drol.sample_action(args, state.params, batch.observations[i], key)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_of_one_is_that_one():
+    args = make_args(drol)
+    state, batch, noise = make_inputs(drol, args)
+    plain = drol.sample_next_actions(args, state.params, state.target_critic, batch, noise)
+    of_one = dataclasses.replace(noise, next_latents=noise.next_latents[:, None])
+    general = drol.sample_next_actions(
+        dataclasses.replace(args, critic_num_candidates=2), state.params, state.target_critic, batch, of_one
+    )
+    np.testing.assert_allclose(plain, general, rtol=1e-6, atol=1e-7)
+    assert noise.next_latents.shape == (args.batch_size, ACTION_DIM)  # the draws of a run without the option
 
 
 def test_candidates_keep_both_modes_and_improvement_picks_the_better():

@@ -13,7 +13,7 @@ from conftest import environment, run_script
 
 from common import datasets, minari_data
 from common.env_ids import D4RL_MINARI_IDS, resolve
-from common.envs import make_evaluation_env
+from common.envs import ExplorationEnvs, make_evaluation_env
 from common.errors import UserError
 from common.evaluation import Evaluator
 from common.run_directory import read_table
@@ -144,6 +144,15 @@ def test_antmaze_ends_at_its_first_success_and_scores_it(folder, monkeypatch):
     *_, terminated, truncated, info = env.step(np.zeros(8, np.float32))
     assert (terminated, truncated, info) == (True, False, {"success": 1.0})
     env.close()
+
+    exploration = ExplorationEnvs(spec, path, [0], first_step=0)  # rewards and masks as the data is read
+    zeros = np.zeros((1, 8), np.float32)
+    going = exploration.step(zeros)
+    maze = exploration._envs[0].unwrapped
+    maze.goal = maze.ant_env.data.qpos[:2].copy()
+    there = exploration.step(zeros)
+    assert [(float(t["rewards"][0]), float(t["masks"][0])) for t in (going, there)] == [(-1, 1), (0, 0)]
+    exploration.close()
 
     evaluator = Evaluator(spec, 2, seeds=[0], workers=1, dataset_path=path)
     (result,) = evaluator(lambda observations, *_: np.zeros((*observations.shape[:2], 8), np.float32))

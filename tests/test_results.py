@@ -33,7 +33,7 @@ def write_run(
     resolved, origins = script.resolve_settings(script.Args(**{**settings, **args}), spec)
     provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
     provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
-    run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, [args.seed])
+    run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, [seed])
     steps = range(100, 100 * len(scores) + 1, 100)
     rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
     (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
@@ -288,6 +288,39 @@ def test_the_bootstrap_is_stratified():
     assert low == high == 50
     low, high = plot.bootstrap([np.array([0.0, 10.0, 20.0]), np.full(3, 90.0)], plot.interquartile_mean)
     assert low < plot.interquartile_mean(np.array([0.0, 10.0, 20.0]), np.full(3, 90.0), axis=-1) < high
+
+
+def test_data_collected_again_by_the_same_recipe_is_the_same_data_and_is_named(tmp_path, markdown):
+    """Another processor rounds a simulation differently: the files differ, the experiment does not."""
+
+    def collected_here(config, sha256, versions):
+        config["dataset"] |= {"episode_steps": 1001, "oracle": "scripted", "versions": versions, "sha256": sha256}
+
+    for seed, sha256, version in ((0, "a" * 64, "1"), (1, "b" * 64, "1"), (2, "c" * 64, "2")):
+        path = write_run(tmp_path / str(seed), seed=seed)
+        edit_config(path, lambda c, s=sha256, v=version: collected_here(c, s, {"mujoco": v}))
+    text = markdown(tmp_path / "0", tmp_path / "1")
+    assert cell(text, "cube-single DROL(16)", "seeds") == "2"
+    assert "cube-single: the data was collected 2 times by the same recipe (SHA-256 aaaaaa, bbbbbb)" in text
+    assert "seed 0 (" in markdown(tmp_path / "0", tmp_path / "2")  # another version's are methods of their own
+
+
+def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
+    """Their score is not the paper's offline score, and an argument that older runs did not have sets no run apart."""
+    online = write_run(tmp_path / "online", offline_steps=100, online_steps=200, buffer_size=400_000)
+    old = write_run(tmp_path / "old")
+    edit_config(old, lambda config: config["args"].pop("online_steps"))
+    edit_config(write_run(tmp_path / "new", seed=1), lambda config: config["args"].update(balanced_sampling=False))
+    edit_config(old, lambda config: config["args"].pop("balanced_sampling"))
+    text = markdown(*(tmp_path / name for name in ("online", "old", "new")))
+    assert cell(text, "cube-single DROL(16)", "seeds") == "2"
+    assert cell(text, "cube-single DROL(16), fine-tuned", "score") == "50.0 ± -"
+    assert cell(text, "cube-single DROL(16), fine-tuned", "updates") == "100 + 200 online"
+    assert cell(text, "cube-single DROL(16), fine-tuned", "paper, mean of the group") == "-"
+    figure = plot.draw(plot.runs.read([online]), "updates")
+    (curves,) = (axes for sub in figure.subfigs for axes in sub.axes if axes.get_title() == "cube-single")
+    (switch,) = (line for line in curves.lines if line.get_label() == "from here on online")
+    assert switch.get_xdata() == [0.1, 0.1]
 
 
 # What is committed

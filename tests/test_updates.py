@@ -31,6 +31,7 @@ SETTINGS = [
             (1, 5, 16), (("mean", "min"), ("min", "mean")), (True, False)
         )
     ),
+    *((drol, {"critic_num_candidates": n, "num_candidates": 2}) for n in (2, 7)),
     *(
         (fql, {"flow_steps": flow_steps, "q_agg": q_agg, "normalize_q_loss": normalize})
         for flow_steps, q_agg, normalize in itertools.product((1, 10), ("mean", "min"), (True, False))

@@ -93,8 +93,8 @@ def train(algorithm, args, dataset, num_updates, seed=0):
 
 
 def policy_actions(algorithm, state, n=400):
-    sample = jax.vmap(algorithm.sample_action, in_axes=(None, None, 0))
-    return np.asarray(sample(state.params.actor, jnp.ones(1), jax.random.split(jax.random.key(9), n)))[:, 0]
+    sample = jax.vmap(functools.partial(algorithm.sample_action, algorithm.Args()), in_axes=(None, None, 0))
+    return np.asarray(sample(state.params, jnp.ones(1), jax.random.split(jax.random.key(9), n)))[:, 0]
 
 
 def largest(tree) -> float:

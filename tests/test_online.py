@@ -1,0 +1,223 @@
+"""Fine-tuning online: the replay buffer, and transitions that are like the data set's."""
+
+import dataclasses
+import functools
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY, command, environment, run_script
+from toys import ACTION_DIM, OBSERVATION_DIM, make_args, random_dataset
+
+import drol
+from common import envs
+from common.env_ids import resolve
+from common.run_directory import read_table
+
+
+def transition(number: float) -> drol.Batch:
+    """One whose every entry is `number`."""
+    observations, actions = jnp.full(OBSERVATION_DIM, number), jnp.full(ACTION_DIM, number)
+    return drol.Batch(observations, actions, jnp.float32(number), jnp.float32(number), observations)
+
+
+def filled(args, number_of_transitions: int, data_transitions: int) -> drol.Replay:
+    replay = drol.init_replay(args, OBSERVATION_DIM, ACTION_DIM, data_transitions)
+    add = jax.jit(drol.add_transition)
+    for number in range(number_of_transitions):
+        replay = add(replay, transition(100.0 + number))
+    return replay
+
+
+def test_the_ring_overwrites_the_oldest():
+    dataset = random_dataset()
+    args = make_args(drol, online_steps=1000, buffer_size=dataset.transitions.size + 5)
+    replay = filled(args, 7, dataset.transitions.size)
+    assert replay.ring.rewards.tolist() == [105, 106, 102, 103, 104]
+    for rows in jax.tree.leaves(replay.ring):
+        assert np.unique(rows.reshape(5, -1), axis=1).shape[1] == 1  # all parts of a transition in one place
+    assert int(replay.added) == 7
+    short = dataclasses.replace(args, online_steps=3)  # no more room than will be needed
+    assert drol.init_replay(short, OBSERVATION_DIM, ACTION_DIM, dataset.transitions.size).ring.rewards.shape == (3,)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_batches_come_from_the_data_set_and_from_what_is_in_the_ring(balanced):
+    dataset = random_dataset()
+    n = dataset.transitions.size
+    args = make_args(drol, online_steps=50, buffer_size=n + 50, balanced_sampling=balanced, batch_size=3001)
+    batch = drol.sample_replay(args, jax.device_put(dataset), filled(args, 12, n), jax.random.key(0))
+    online = np.asarray(batch.rewards) >= 100
+    drawn, counts = np.unique(np.asarray(batch.rewards)[online], return_counts=True)
+    assert drawn.tolist() == list(range(100, 112))  # each of them, and no empty slot
+    assert counts.min() > 0.5 * counts.mean()
+    np.testing.assert_array_equal(np.asarray(batch.next_observations)[online, 0], np.asarray(batch.rewards)[online])
+    if balanced:
+        assert online.sum() == 1501
+    else:
+        assert online.mean() == pytest.approx(12 / (n + 12), abs=0.04)
+    offline = np.flatnonzero(~online)
+    rows = [np.flatnonzero((dataset.observations == np.asarray(batch.observations)[i]).all(1)) for i in offline[:200]]
+    assert all(row.size == 1 and row[0] in dataset.transitions for row in rows)
+    np.testing.assert_array_equal(
+        np.asarray(batch.next_observations)[offline[:200]], dataset.observations[np.concatenate(rows) + 1]
+    )
+
+
+def test_an_online_update_learns_from_the_transition_it_has_just_seen():
+    """Without any other: the data set's share is drawn from rows that are not its transitions' own."""
+    dataset = random_dataset()
+    args = make_args(drol, online_steps=5, balanced_sampling=True, batch_size=2)
+    replay = drol.init_replay(args, OBSERVATION_DIM, ACTION_DIM, dataset.transitions.size)
+    state = drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))
+    learn = jax.jit(functools.partial(drol.online_update, args))
+    for number in (1.0, 2.0):
+        state, replay, metrics = learn(state, replay, jax.device_put(dataset), jax.random.key(1), transition(number))
+        assert np.isfinite(float(metrics["critic/loss"]))
+    assert int(state.step) == int(replay.added) == 2
+
+
+def achieve(env) -> None:
+    """Bring about what the task wants."""
+    maze_or_scene = env.unwrapped
+    if hasattr(maze_or_scene, "set_xy"):
+        maze_or_scene.set_xy(maze_or_scene.cur_goal_xy)
+        return
+    data = maze_or_scene._data
+    if hasattr(maze_or_scene, "_target_button_states"):
+        maze_or_scene._cur_button_states[:] = maze_or_scene._target_button_states
+    if hasattr(maze_or_scene, "_target_drawer_pos"):
+        data.joint("drawer_slide").qpos[0] = maze_or_scene._target_drawer_pos
+        data.joint("window_slide").qpos[0] = maze_or_scene._target_window_pos
+    for i in range(getattr(maze_or_scene, "_num_cubes", 0)):
+        data.joint(f"object_joint_{i}").qpos[:3] = data.mocap_pos[i]
+
+
+@pytest.mark.parametrize(
+    "env_id", ["cube-single", "cube-double", "scene", "puzzle-3x3", "pointmaze-medium", "antmaze-medium"]
+)
+def test_rewards_and_masks_are_those_that_the_relabelling_gives_the_same_states(env_id):
+    from ogbench.relabel_utils import relabel_dataset
+
+    spec = resolve(env_id)
+    exploration = envs.ExplorationEnvs(spec, None, [0], first_step=0)
+    env = exploration._envs[0]
+    rng = np.random.default_rng(0)
+    states, steps = [], []
+    for step in range(12):
+        if step == 4:
+            achieve(env)
+        raw = env.unwrapped
+        data = raw.data if hasattr(raw, "data") else raw._data
+        states.append({"qpos": data.qpos.copy()})
+        if hasattr(raw, "_cur_button_states"):
+            states[-1]["button_states"] = raw._cur_button_states.copy()
+        steps.append(exploration.step(rng.uniform(-1, 1, size=(1, env.action_space.shape[0]))))
+    data = {key: np.stack([state[key] for state in states]) for key in states[0]}
+    judge = envs.make_env(spec.gym_id)
+    relabel_dataset(spec.gym_id, judge, data)
+    rewards, masks = (np.concatenate([step[name] for step in steps]) for name in ("rewards", "masks"))
+    settled = np.arange(12) != 4  # MuJoCo and the task's own flags catch up with a state that was set by hand
+    np.testing.assert_array_equal(rewards[settled], data["rewards"][settled])
+    np.testing.assert_array_equal(masks[settled], data["masks"][settled])
+    assert 0 in masks
+    assert exploration.summary(0)["exploration/episodes"] == 1  # which ended there, and the next one has begun
+    assert exploration.summary(0)["exploration/episodes"] == 0
+
+
+def test_truncation_bootstraps_and_begins_anew():
+    exploration = envs.ExplorationEnvs(resolve("pointmaze-medium"), None, [0, 1], first_step=0)
+    steps = [exploration.step(np.full((2, 2), 1.0)) for _ in range(1001)]
+    np.testing.assert_array_equal([step["masks"] for step in steps], 1)
+    assert np.abs(steps[0]["actions"]).max() == np.float32(envs.ACTION_BOUND)
+    for earlier, later in itertools.pairwise(steps[:1000]):
+        np.testing.assert_array_equal(earlier["next_observations"], later["observations"])
+    assert not np.array_equal(steps[999]["next_observations"], steps[1000]["observations"])
+    summary = exploration.summary(0)
+    assert (summary["exploration/episodes"], summary["exploration/length"]) == (1, 1000)
+    assert (summary["exploration/success"], summary["exploration/return"]) == (0, -1000)
+    assert not np.array_equal(steps[0]["observations"][0], steps[0]["observations"][1])  # seeds explore differently
+    exploration.close()
+
+
+SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-workers", 1)
+ONLINE = (*SMALL, "--offline-steps", 100, "--online-steps", 2400, "--log-interval", 100, "--eval-episodes", 1)
+
+
+def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze_file, tmp_path):
+    path = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*ONLINE, "--dataset-path", pointmaze_file, "--run-dir", path, "--eval-interval", 2000),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    for line in process.stdout:
+        if " 1,200 of 2,500" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert f"--resume {path}" in out
+    saved = max((path / "checkpoints").iterdir())
+    with np.load(saved) as arrays:
+        assert arrays["[2].added"] == arrays["[0].step"] - 100 > 1000
+        ring = arrays["[2].ring.observations"]
+        assert ring.shape == (2400, 2)
+        assert (np.abs(ring).sum(axis=1) > 0).sum() == arrays["[2].added"]
+    result = run_script("--resume", path)
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in read_table(path / "train.csv")] == list(range(100, 2501, 100))
+    assert [row["step"] for row in read_table(path / "eval.csv")] == [100, 2000, 2500]  # the switch is evaluated, too
+    explored = read_table(path / "exploration.csv")
+    assert [row["step"] for row in explored] == list(range(200, 2501, 100))
+    assert sum(row["exploration/episodes"] for row in explored) >= 1
+
+    again = run_script("--evaluate", path)
+    assert again.returncode == 0, again.stderr
+    last = read_table(path / "eval.csv")[-1]
+    assert f"after update 2,500, 1 episode: evaluation/success {last['evaluation/success']:.4g}" in again.stdout
+    assert f"evaluation/return {last['evaluation/return']:.4g}" in again.stdout
+    more = run_script("--evaluate", path, "--eval-episodes", 2, "--inference-num-samples", 4)
+    assert "2 episodes" in more.stdout
+    refused = run_script("--evaluate", path, "--tau", 0.5)
+    assert (refused.returncode, "--evaluate takes no --tau" in refused.stderr) == (2, True)
+
+
+def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(pointmaze_file, tmp_path):
+    path = tmp_path / "run"
+    short = (*SMALL, "--offline-steps", 50, "--log-interval", 50, "--eval-episodes", 1)
+    assert run_script(*short, "--dataset-path", pointmaze_file, "--run-dir", path).returncode == 0
+    length = read_table(path / "eval.csv")[0]["evaluation/length"]
+    result = run_script("--evaluate", path, "--video", tmp_path / "film.mp4")
+    if result.returncode == 0:
+        import imageio.v3 as iio
+
+        frames = iio.imread(tmp_path / "film.mp4")
+        assert len(frames) == length
+        assert frames.std() > 5  # there is something to be seen
+    else:
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("error: --video: this machine does not render")
+    blind = run_script("--evaluate", path, variables={"MUJOCO_GL": "nonsense"})
+    assert blind.returncode == 2
+    assert blind.stderr.strip().splitlines() == ["error: MuJoCo does not start with MUJOCO_GL=nonsense; unset it"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--buffer-size", 3000), "--buffer-size 3000: the data set alone has 4000 transitions"),
+        (("--data-memory", "host"), "needs the data set on the device"),
+        (("--balanced-sampling", "--batch-size", 1), "--batch-size 1: out of range"),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_refused(pointmaze_file, tmp_path, args, message):
+    result = run_script(*ONLINE, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", *args)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
