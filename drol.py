@@ -14,7 +14,8 @@ Deviations from the reference implementation:
 1. The winner is chosen in a pass without gradient, and actor and critic run with gradient on the winning latent alone.
    Loss and gradient are the same as if all K candidates carried gradient; the cost is not.
 2. Many updates run in one compiled loop, on batches that are sampled on the device.
-3. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments.
+3. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
+   beside training.
 """
 
 import contextlib
@@ -749,6 +750,7 @@ def main(args: Args) -> None:
     init_keys, train_keys = (jax.device_put(keys[:, i], placement.by_seed) for i in (0, 1))
     init = functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim)
     states = jax.device_put(jax.jit(jax.vmap(init))(init_keys), placement.by_seed)
+    one_core = machine.available_cores() == 1  # where updates and evaluation would only get in each other's way
     on_cpu, on_host = jax.default_backend() == "cpu", args.data_memory == "host"
     if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
         print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
@@ -878,7 +880,7 @@ def main(args: Args) -> None:
                 save()
                 begin_evaluation(step, states.params)
             is_last = step == total
-            log_evaluation(wait=is_last)
+            log_evaluation(wait=is_last or one_core)
             if is_last or stop.requested():
                 break
 

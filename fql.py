@@ -11,7 +11,8 @@ and logs are in common/. `diff drol.py fql.py` shows what the two algorithms do 
 
 Deviations from the reference implementation:
 1. Many updates run in one compiled loop, on batches that are sampled on the device.
-2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments.
+2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
+   beside training.
 """
 
 import contextlib
@@ -704,6 +705,7 @@ def main(args: Args) -> None:
     init_keys, train_keys = (jax.device_put(keys[:, i], placement.by_seed) for i in (0, 1))
     init = functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim)
     states = jax.device_put(jax.jit(jax.vmap(init))(init_keys), placement.by_seed)
+    one_core = machine.available_cores() == 1  # where updates and evaluation would only get in each other's way
     on_cpu, on_host = jax.default_backend() == "cpu", args.data_memory == "host"
     if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
         print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
@@ -833,7 +835,7 @@ def main(args: Args) -> None:
                 save()
                 begin_evaluation(step, states.params)
             is_last = step == total
-            log_evaluation(wait=is_last)
+            log_evaluation(wait=is_last or one_core)
             if is_last or stop.requested():
                 break
 

@@ -355,12 +355,19 @@ def load_ant() -> Callable[[np.ndarray], np.ndarray]:
     return mode
 
 
-def maze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
+def maze_recipe(
+    spec: EnvSpec, episode_steps: int, *, at_goal: Callable[[], None] = lambda: None
+) -> Callable[[], Episode]:
     """Pointmaze and antmaze: go towards the oracle's next subgoal, with action noise (OGBench's generate_locomaze.py).
 
     The point's action is the direction itself; the ant's is the mode of a policy that was trained to walk in a given
     direction. 'navigate' draws a new goal at every success; 'stitch' goes to a cell four steps away and stays there;
     'explore' takes a random direction every 10 steps, with much more noise.
+
+    Args:
+        spec: environment and data set type.
+        episode_steps: length of an episode.
+        at_goal: called whenever 'navigate' reaches a goal.
 
     Returns:
         A function that collects one episode with what NumPy's global generator is seeded to.
@@ -418,6 +425,7 @@ def maze_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
             next_observation, _, terminated, truncated, info = env.step(action)
             done = terminated or truncated
             if info["success"] and spec.dataset_type == "navigate":
+                at_goal()
                 maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(draw(goal_cells))))
             rows["observations"].append(observation)
             rows["actions"].append(action)

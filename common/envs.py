@@ -188,7 +188,7 @@ class ExplorationEnvs:
         }
         return transitions | {"actions": np.clip(transitions["actions"], -ACTION_BOUND, ACTION_BOUND)}
 
-    def summary(self, i: int) -> dict[str, float]:
+    def summary(self, i: int) -> dict[str, float | int]:
         """Means over the episodes of seed `i` that have ended since the last summary, not a number if none has."""
         means = np.mean(self._episodes[i], axis=0) if self._episodes[i] else np.full(3, np.nan)
         number, self._episodes[i] = len(self._episodes[i]), []
