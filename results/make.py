@@ -6,6 +6,7 @@ python results/make.py
 import dataclasses
 import pathlib
 
+import antmaze
 import plot
 import speed
 import table
@@ -33,6 +34,10 @@ def main(args: Args) -> None:
     d4rl = args.folder / "d4rl"
     plot.main(plot.Args((d4rl,), d4rl / "updates"))
     table.main(table.Args((d4rl,), d4rl / "table"))
+    plot.main(plot.Args((args.folder / "online",), args.folder / "online" / "updates"))
+    plot.main(plot.Args((args.folder / "antmaze",), args.folder / "antmaze" / "updates"))
+    for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
+        antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
     speed.render(args.folder / "speed" / "speed")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import signal
 import subprocess
 

@@ -15,6 +15,7 @@ from common import collect
 
 sys.path.insert(0, str(REPOSITORY / "results"))
 
+import antmaze
 import make
 import plot
 import speed
@@ -31,6 +32,7 @@ PROGRAMS = {
     "results/table.py": table.Args,
     "results/speed.py": speed.Args,
     "results/make.py": make.Args,
+    "results/antmaze.py": antmaze.Args,
 }
 
 
