@@ -199,7 +199,7 @@ def valid_settings(args: Args) -> dict[str, bool]:
     }
 
 
-# What --evaluate may change: it has no part in what was learned.
+# What --evaluate may change: it has no part in what was learned (but for online steps, which the same policy takes).
 EVALUATION_ARGS = {
     *("eval_episodes", "eval_workers"),
     *("inference_num_samples", "inference_density_top_k", "inference_q_agg"),
@@ -628,14 +628,14 @@ def make_policy(args: Args, seeds: list[int]) -> Callable[[Params], Policy]:
 
 def evaluate_run(args: Args) -> None:
     """Evaluate a saved policy, with the settings of its run but for those that are given; film it if asked to."""
-    given = {name: value for name, value in vars(args).items() if value != getattr(Args(), name)}
-    run = RunDirectory.open(given.pop("evaluate"), ALGORITHM, lock=False)
-    video = given.pop("video", None)
-    for name in given:
-        if name not in EVALUATION_ARGS:
+    video, run = args.video, RunDirectory.open(args.evaluate, ALGORITHM, lock=False)
+    trained = dataclasses.replace(run.read_args(Args), evaluate=args.evaluate, video=video)
+    args = tyro.cli(Args, default=trained)  # once more: what is not given is the run's
+    for name, value in vars(args).items():
+        if name not in EVALUATION_ARGS and value != getattr(trained, name):
             raise UserError(f"--evaluate takes no --{name.replace('_', '-')}: it does not change what was learned")
-    spec = resolve(run.config["args"]["env_id"])
-    args, _ = resolve_settings(dataclasses.replace(run.read_args(Args), **given), spec)
+    spec = resolve(args.env_id)
+    args, _ = resolve_settings(args, spec)
     evaluator = Evaluator(
         spec, args.eval_episodes, seeds=[args.seed], workers=args.eval_workers, dataset_path=run.dataset_path
     )
@@ -690,6 +690,12 @@ def main(args: Args) -> None:
         raise UserError(
             f"--buffer-size {args.buffer_size}: the data set alone has {dataset.transitions.size} transitions"
         )
+    on_host = args.data_memory == "host"
+    if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
+        print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
+        on_host = True
+    if on_host and args.online_steps > 0:
+        raise UserError("--online-steps needs the data set on the device")
     for path, seed in zip(paths, seeds, strict=False):
         of_seed = dataclasses.replace(args, seed=seed, num_seeds=1, run_dir=path)
         runs.append(RunDirectory.create(path, ALGORITHM, spec, of_seed, origins, provenance, seeds))
@@ -706,12 +712,7 @@ def main(args: Args) -> None:
     init = functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim)
     states = jax.device_put(jax.jit(jax.vmap(init))(init_keys), placement.by_seed)
     one_core = machine.available_cores() == 1  # where updates and evaluation would only get in each other's way
-    on_cpu, on_host = jax.default_backend() == "cpu", args.data_memory == "host"
-    if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
-        print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
-        on_host = True
-    if on_host and args.online_steps > 0:
-        raise UserError("--online-steps needs the data set on the device")
+    on_cpu = jax.default_backend() == "cpu"
     session.announce(
         environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
         data=f"{datasets.describe(provenance)}, {dataset.describe_size()}" + (" on the host" if on_host else ""),
@@ -753,16 +754,18 @@ def main(args: Args) -> None:
         """A chunk ends where something is due; sooner on a CPU, where that takes long, and with batches to fetch."""
         ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
         if step >= args.offline_steps:
-            return step + 1  # online: a step in the environment between any two updates
+            return min(step + 1, total)  # online: a step in the environment between any two updates
         return min(*ends, args.offline_steps, step + SHORT_CHUNK if on_cpu or on_host else args.offline_steps)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def draw(first: int, num_updates: int) -> Array:
+    @functools.partial(jax.jit, static_argnums=2)
+    def draw(keys: Array, first: int, num_updates: int) -> Array:
         sample = functools.partial(sample_chunk, args, dataset.transitions.size, num_updates=num_updates)
-        return jax.vmap(sample, in_axes=(0, None))(jax.device_put(train_keys, machine.policy_device()), first)
+        return jax.vmap(sample, in_axes=(0, None))(keys, first)
+
+    host_keys = jax.device_put(train_keys, machine.policy_device())  # drawn there: the device is busy
 
     def fetch(first: int, end: int) -> Batch:
-        return jax.device_put(take_batch(dataset, np.asarray(draw(first, end - first))), placement.by_seed)
+        return jax.device_put(take_batch(dataset, np.asarray(draw(host_keys, first, end - first))), placement.by_seed)
 
     batches_ahead = datasets.Prefetcher(fetch)
     device_data = None if on_host else jax.device_put(dataset, placement.shared)
@@ -863,8 +866,11 @@ def main(args: Args) -> None:
             step = end
 
             if step % args.log_interval == 0 or step in (args.offline_steps, total):
-                filled = step % args.log_interval or args.log_interval
-                means = {name: values[:, :filled].mean(axis=1, dtype=np.float64) for name, values in unlogged.items()}
+                first = (step - 1) // args.log_interval * args.log_interval
+                if step > args.offline_steps:
+                    first = max(first, args.offline_steps)  # which has a row of its own
+                since = np.arange(first, step) % args.log_interval
+                means = {name: values[:, since].mean(axis=1, dtype=np.float64) for name, values in unlogged.items()}
                 for i, run in enumerate(runs):
                     run.log("train", {"step": step, **{name: float(mean[i]) for name, mean in means.items()}})
                     run.log("time", {"step": step, **progress.times()})

@@ -1,13 +1,15 @@
 """Constructs the real environments."""
 
+import contextlib
 import functools
 import math
 import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -46,6 +48,9 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
     return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
 
 
+_RANDOM_NUMBERS = threading.Lock()
+
+
 class EvaluationEnv(gymnasium.Wrapper):
     """An episode that is the same whenever it is started with the same seed.
 
@@ -63,12 +68,22 @@ class EvaluationEnv(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
         self.ends_at_success = ends_at_success
         self._success = math.nan
+        self._random_state = np.random.get_state()
+
+    @contextlib.contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """OGBench's mazes draw from NumPy's global generator, which every environment here has to itself."""
+        with _RANDOM_NUMBERS:
+            np.random.set_state(self._random_state)
+            yield
+            self._random_state = np.random.get_state()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the episode that belongs to `seed`."""
-        np.random.seed(seed)  # OGBench's mazes draw from the global generator
-        self.env.action_space.seed(seed)  # and a reset takes a few random steps to make up a goal image
-        observation, _ = self.env.reset(seed=seed)
+        self.env.action_space.seed(seed)  # a reset takes a few random steps to make up a goal image
+        with self._own_random_numbers():
+            np.random.seed(seed)
+            observation, _ = self.env.reset(seed=seed)
         # Those steps leave their mark in the solver's starting point (the arm's action space cannot be seeded).
         if hasattr(self.unwrapped, "data"):  # MuJoCo's
             self.unwrapped.data.qacc_warmstart[:] = 0
@@ -77,7 +92,8 @@ class EvaluationEnv(gymnasium.Wrapper):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take a step."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        with self._own_random_numbers():
+            observation, reward, terminated, truncated, info = self.env.step(action)
         if "success" in info:
             self._success = np.fmax(self._success, float(info["success"]))
         terminated = bool(terminated or (self.ends_at_success and self._success == 1))
@@ -221,5 +237,5 @@ def make_evaluation_env(spec: EnvSpec, dataset_path: pathlib.Path | None = None,
     if spec.suite == "d4rl":
         env = minari_data.make_env(dataset_path, **kwargs)
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
-        return EvaluationEnv(env, ends_at_success="AntMaze" in env.spec.id)
+        return EvaluationEnv(env, ends_at_success=minari_data.ends_at_success(dataset_path))
     return EvaluationEnv(make_env(spec.gym_id, **kwargs))

@@ -226,6 +226,11 @@ def _check_spaces(path: pathlib.Path, dataset: Any) -> None:
         raise UserError(f"{path}: the action space must be [-1, 1], it is {actions}")
 
 
+def ends_at_success(path: pathlib.Path) -> bool:
+    """Whether the episodes of a data set are read as ending at the goal, with rewards of 0 there and -1 elsewhere."""
+    return is_antmaze(_open(path))
+
+
 def make_env(path: pathlib.Path, **kwargs: Any) -> gymnasium.Env:
     """The environment that policies trained on a data set are judged in.
 

@@ -230,8 +230,11 @@ class RunDirectory:
         path = self.path / f"{table}.csv"
         with path.open("a", newline="") as file:
             _write_rows(file, [row], header=file.tell() == 0)
+            if table == "eval":  # the checkpoint that it was made from may go now
+                file.flush()
+                os.fsync(file.fileno())
         if self._wandb is not None:
-            self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+            self._wandb.log({"update" if name == "step" else name: value for name, value in row.items()})
         if table == "eval":
             checkpoints.prune(self.path / "checkpoints", keep=self._due_checkpoints())
 
@@ -252,6 +255,8 @@ class RunDirectory:
                 dir=self.path,
                 config=self.config,
             )
+            self._wandb.define_metric("update")
+            self._wandb.define_metric("*", step_metric="update")  # evaluations arrive after later training rows
         except Exception as error:  # not logged in, no network
             raise UserError(f"--track: Weights & Biases does not start ({error})") from error
 
@@ -312,6 +317,8 @@ def last_common_step(runs: list[RunDirectory], like: Any) -> int:
     sound = [checkpoints.sound_steps(run.path / "checkpoints", like) for run in runs]
     if not any(sound):
         return 0  # new runs, or killed before their first checkpoint
+    if not all(sound) and max(map(len, sound)) == 1:
+        return 0  # killed between the first checkpoints of the seeds
     common = set.intersection(*sound)
     if not common:
         steps = ", ".join(f"{run.path} at {max(steps, default=0):,}" for run, steps in zip(runs, sound, strict=True))
@@ -328,7 +335,9 @@ def missed_evaluations(runs: list[RunDirectory], like: Any) -> Iterator[tuple[in
     """
     for step in sorted({step for run in runs for step in run.checkpoint_steps()[:-1] if run.is_due(step)}):
         try:
-            yield step, [run.restore(step, like) for run in runs]
+            restored = [run.restore(step, like) if run.is_due(step) else None for run in runs]
+            stand_in = next(state for state in restored if state is not None)  # for seeds that have been evaluated
+            yield step, [stand_in if state is None else state for state in restored]
         except checkpoints.DAMAGE as error:  # nothing left to evaluate
             print(f"warning: the evaluation after update {step:,} is lost ({error})", file=sys.stderr, flush=True)
 

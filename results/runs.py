@@ -14,6 +14,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import numpy as np
 from published import group_of
 
+import drol
+import fql
 from common import run_directory
 from common.datasets import describe_source
 from common.env_ids import EnvSpec
@@ -26,6 +28,7 @@ INCIDENTAL = {
     *("wandb_project", "data_source", "dataset_path", "dataset_dir", "collect_episodes", "collect_workers"),
     *("num_candidates", "drol_star", "num_seeds", "eval_workers", "data_memory", "evaluate", "video"),
 }
+SCRIPTS = {"drol": drol, "fql": fql}
 # What two methods, or the tasks of a group, should have in common to be compared.
 BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes")
 # What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
@@ -168,11 +171,13 @@ def read(paths: list[pathlib.Path]) -> Comparison:
                 elif len(run.headline_steps) < wanted[run.spec.suite]:
                     number = len(run.headline_steps)
                     notes.append(f"{run.name}: its score is of {number} of {wanted[run.spec.suite]} evaluations")
-        if len(hashes := {run.sha256 for members in methods.values() for run in members}) > 1 and not any(
-            ", data " in method for method in methods
-        ):
-            short = ", ".join(sorted(digest[:6] for digest in hashes))
-            notes.append(f"{task}: the data was collected {len(hashes)} times by the same recipe (SHA-256 {short})")
+        hashes = collections.defaultdict(set)
+        for run in (run for members in methods.values() for run in members):
+            hashes[run.settings["data"]].add(run.sha256)
+        for same in hashes.values():
+            if len(same) > 1:
+                short = ", ".join(sorted(digest[:6] for digest in same))
+                notes.append(f"{task}: the data was collected {len(same)} times by the same recipe (SHA-256 {short})")
         notes += _unlike_budgets(task, methods)
     return comparison
 
@@ -220,7 +225,9 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
         for argument in ("seed", *BUDGET):
             args[argument]
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
-        settings = {argument: value for argument, value in args.items() if argument not in INCIDENTAL}
+        # An argument that an earlier version of the script did not have had its default's effect.
+        defaults = {field.name: field.default for field in dataclasses.fields(SCRIPTS[config["algorithm"]].Args)}
+        settings = {name: value for name, value in (defaults | args).items() if name not in INCIDENTAL}
         run = Run(
             name=name,
             algorithm=_algorithm(config["algorithm"], args),
@@ -276,8 +283,7 @@ def _identity(dataset: dict[str, Any]) -> str:
 def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'."""
     names = sorted({name for run in runs for name in run.settings})
-    # An argument that an earlier version of the script did not have sets no run apart.
-    varying = [name for name in names if len({repr(run.settings[name]) for run in runs if name in run.settings}) > 1]
+    varying = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
     groups = collections.defaultdict(list)
     for run in runs:
         values = run.settings | {"data": f"{run.data} ({run.settings['data'][:6]})"}

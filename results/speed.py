@@ -42,7 +42,7 @@ from common.datasets import Dataset
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluator
-from common.machine import describe_device, policy_device, single_threaded
+from common.machine import describe_device
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -264,14 +264,14 @@ def measure_inference(rounds: int) -> list[Measurement]:
     calls, per_call = {}, 50
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
         args, _ = algorithm.resolve_settings(algorithm.Args(), resolve("cube-double"))
-        actor = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params.actor
+        params = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params
         for size in (1, 256):
-            act = jax.jit(jax.vmap(algorithm.sample_action, in_axes=(None, 0, 0)))
+            act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
             inputs = np.zeros((size, OBSERVATION_DIM), np.float32), jax.random.split(jax.random.key(0), size)
 
-            def call(act: Any = act, actor: Any = actor, inputs: Any = inputs) -> None:
+            def call(act: Any = act, params: Any = params, inputs: Any = inputs) -> None:
                 for _ in range(per_call):
-                    jax.block_until_ready(act(actor, *inputs))
+                    jax.block_until_ready(act(params, *inputs))
 
             calls[f"inference, {size} action{'s' if size > 1 else ''}", method, 1] = call
     return medians(calls, rounds, per_call)
@@ -301,15 +301,8 @@ def measure_evaluation(episodes: int) -> list[Measurement]:
     compiled, states, *inputs = compile_updates(drol, args, 1, drol.update, length)
     train = repeat_updates(compiled, states, *inputs)
     single, _ = drol.resolve_settings(drol.Args(), resolve("cube-single"))
-    actor = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params.actor
-    actor = jax.device_put(jax.tree.map(np.array, actor), policy_device())
-
-    @functools.partial(jax.jit, compiler_options=single_threaded())
-    def act(actor: Any, observations: jax.Array, episodes: jax.Array, time_steps: jax.Array) -> jax.Array:
-        keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.key(i), t))(episodes[0], time_steps[0])
-        return jax.vmap(drol.sample_action, in_axes=(None, 0, 0))(actor, observations[0], keys)[None]
-
-    policy = functools.partial(act, actor)
+    params = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params
+    policy = drol.make_policy(single, [0])(jax.tree.map(lambda leaf: np.array(leaf)[None], params))
     evaluator = Evaluator(resolve("cube-single"), episodes, seeds=[0])
     calls = iter(range(3))
     evaluator(policy, should_stop=lambda: next(calls, None) is None)  # compiles the policy

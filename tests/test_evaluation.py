@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -91,6 +92,30 @@ def test_evaluations_repeat_themselves_and_start_states_differ():
     np.testing.assert_array_equal(ends[0], ends[2])
     assert not np.array_equal(ends[0][0], ends[1][0])
     assert ends[0][0].dtype == np.float32
+
+
+class Lottery(gymnasium.Env):
+    """Draws from NumPy's global generator in every step, as OGBench's teleporting mazes do."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.random.rand(1), {}
+
+    def step(self, action):
+        return np.random.rand(1), 0.0, False, False, {}
+
+
+def test_environments_of_one_process_do_not_share_random_numbers():
+    def draws(envs, seeds):
+        firsts = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+        return np.array([firsts, *([env.step(np.zeros(1))[0] for env in envs] for _ in range(5))])
+
+    together = draws([EvaluationEnv(Lottery()) for _ in range(2)], [7, 8])
+    for i, seed in enumerate((7, 8)):
+        np.testing.assert_array_equal(together[:, i], draws([EvaluationEnv(Lottery())], [seed])[:, 0])
+    assert len(np.unique(together)) == 12
 
 
 def test_lanes_begin_their_next_episode_by_themselves():

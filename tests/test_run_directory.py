@@ -168,6 +168,28 @@ def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
         last_common_step(runs, TREE)
 
 
+def test_seeds_killed_between_their_first_checkpoints_begin_again(tmp_path):
+    runs = seed_runs(tmp_path)
+    runs[0].save(10, TREE)
+    assert last_common_step(runs, TREE) == 0
+
+
+def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_path):
+    runs = seed_runs(tmp_path)
+    for run in runs:
+        run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
+        for step in (20, 30, 40, 50):
+            run.save(step, {**TREE, "step": jnp.int32(step)})
+    for step in (20, 40):
+        runs[0].log("eval", {"step": step, "evaluation/success": 1.0})  # its checkpoint of 20 goes
+    assert (runs[0].checkpoint_steps(), runs[1].checkpoint_steps()) == ([40, 50], [20, 40, 50])
+    missed = list(missed_evaluations(runs, TREE))
+    assert [(step, [int(state["step"]) for state in states]) for step, states in missed] == [
+        (20, [20, 20]),
+        (40, [40, 40]),
+    ]
+
+
 def test_runs_that_differ_in_more_than_the_seed_do_not_go_on_together(tmp_path):
     with pytest.raises(UserError, match="they differ in --tau"):
         shared_args(seed_runs(tmp_path, tau=0.5), drol.Args)
