@@ -7,6 +7,7 @@ transitions that start in its goal, by OGBench's own relabelling, and how many g
 and, made from these, ENV.pdf and ENV.png.
 """
 
+import collections
 import csv
 import dataclasses
 import pathlib
@@ -106,15 +107,16 @@ def render(folder: pathlib.Path, env_name: str) -> None:
         path = rows[rows[:, 0] == episode]
         axes.plot(path[:, 2], path[:, 3], lw=0.7, alpha=0.8, c=plt.get_cmap("viridis")(episode / TRAJECTORIES))
         axes.plot(*path[0, 2:], "o", c="k", ms=2.5)
+    at = collections.defaultdict(list)  # tasks may share a goal
     for goal in goals:
-        x, y = float(goal["goal_x"]), float(goal["goal_y"])
+        at[float(goal["goal_x"]), float(goal["goal_y"])].append(goal)
+    for (x, y), same in at.items():
         axes.plot(x, y, "*", c="#D55E00", ms=13, mec="w", mew=0.6, zorder=5)
-        share = 100 * int(goal["at_goal"]) / int(goal["transitions"])
+        share = 100 * int(same[0]["at_goal"]) / int(same[0]["transitions"])
+        text = f"task{'s' if len(same) > 1 else ''} {', '.join(goal['task'] for goal in same)}: {share:.2f} %"
         box = {"boxstyle": "round,pad=0.15", "fc": "w", "ec": "none", "alpha": 0.85}
-        axes.annotate(
-            f"task {goal['task']}: {share:.2f} %", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=7,
-            bbox=box, zorder=6,
-        )  # fmt: skip
+        place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axes.annotate(text, (x, y), **place, bbox=box, zorder=6)
     low, high = corners.min(axis=0) - half, corners.max(axis=0) + half
     axes.set(aspect="equal", xlabel="x", ylabel="y", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     transitions, mean = int(goals[0]["transitions"]), goals[0]["goals_an_episode"]

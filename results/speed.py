@@ -59,6 +59,8 @@ class Args:
     """Values of K."""
     num_seeds: tuple[int, ...] = (1, 4, 8)
     """Numbers of seeds that are trained together."""
+    hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers."""
     rounds: int = 5
     """Rounds of measurement; medians are reported."""
     updates_only: bool = False
@@ -234,17 +236,18 @@ def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int) -
     return call
 
 
-def measure_updates(num_candidates: tuple[int, ...], num_seeds: tuple[int, ...], rounds: int) -> list[Measurement]:
+def measure_updates(options: Args) -> list[Measurement]:
     """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
     length = 2 if jax.default_backend() == "cpu" else 200
     calls: dict[tuple[str, str, int], Callable[[], Any]] = {}
     memory = []
     for method, algorithm, settings in [
         ("FQL", fql, {}),
-        *((f"DROL({k})", drol, {"num_candidates": k}) for k in num_candidates),
+        *((f"DROL({k})", drol, {"num_candidates": k}) for k in options.num_candidates),
     ]:
-        args, _ = algorithm.resolve_settings(algorithm.Args(**settings), resolve("cube-double"))
-        for seeds in num_seeds:
+        args = algorithm.Args(hidden_sizes=options.hidden_sizes, **settings)
+        args, _ = algorithm.resolve_settings(args, resolve("cube-double"))
+        for seeds in options.num_seeds:
             compiled, *inputs = compile_updates(algorithm, args, seeds, algorithm.update, length)
             calls["update", method, seeds] = repeat_updates(compiled, *inputs)
             sizes = compiled.memory_analysis()
@@ -256,14 +259,15 @@ def measure_updates(num_candidates: tuple[int, ...], num_seeds: tuple[int, ...],
             calls["all candidates with gradient", method, 1] = repeat_updates(*loop)
         products = matrix_products(algorithm, args)
         calls["matrix products alone", method, 1] = lambda products=products: [products() for _ in range(length)]
-    return medians(calls, rounds, length) + memory
+    return medians(calls, options.rounds, length) + memory
 
 
-def measure_inference(rounds: int) -> list[Measurement]:
+def measure_inference(options: Args) -> list[Measurement]:
     """Median milliseconds until the actions are there: one observation, and a batch of 256."""
     calls, per_call = {}, 50
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
-        args, _ = algorithm.resolve_settings(algorithm.Args(), resolve("cube-double"))
+        args = algorithm.Args(hidden_sizes=options.hidden_sizes)
+        args, _ = algorithm.resolve_settings(args, resolve("cube-double"))
         params = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params
         for size in (1, 256):
             act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
@@ -274,7 +278,7 @@ def measure_inference(rounds: int) -> list[Measurement]:
                     jax.block_until_ready(act(params, *inputs))
 
             calls[f"inference, {size} action{'s' if size > 1 else ''}", method, 1] = call
-    return medians(calls, rounds, per_call)
+    return medians(calls, options.rounds, per_call)
 
 
 def medians(calls: dict[tuple[str, str, int], Callable[[], Any]], rounds: int, per_call: int) -> list[Measurement]:
@@ -369,7 +373,7 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
     seeds = sorted({m.seeds for m in measurements if m.quantity == "update"})
     others = ("matrix products alone", "one update a dispatch", "all candidates with gradient")
 
-    lines = [f"{machine}; medians, batch 256, hidden sizes 512 512 512 512, milliseconds an update.", ""]
+    lines = [f"{machine}; medians, milliseconds an update.", ""]
     lines += ["| one seed | update | matrix products alone | multiple | one update a dispatch | times as long "]
     lines[-1] += "| all candidates with gradient | times as long |"
     lines += ["|:--|--:|--:|--:|--:|--:|--:|--:|"]
@@ -466,8 +470,9 @@ def render(out: pathlib.Path) -> None:
 
 def main(args: Args) -> None:
     """Measure, print as Markdown, write."""
-    machine = f"{describe_device()}, {processor()}"
-    measurements = measure_updates(args.num_candidates, args.num_seeds, args.rounds) + measure_inference(args.rounds)
+    sizes = " ".join(map(str, args.hidden_sizes))
+    machine = f"{describe_device()}, {processor()}; batch 256, hidden sizes {sizes}"
+    measurements = measure_updates(args) + measure_inference(args)
     if not args.updates_only:
         measurements += measure_evaluation(args.eval_episodes)
         of_a_small_run = "everything but the update in a run of one seed, evaluation aside"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -321,6 +322,24 @@ def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
     (curves,) = (axes for sub in figure.subfigs for axes in sub.axes if axes.get_title() == "cube-single")
     (switch,) = (line for line in curves.lines if line.get_label() == "from here on online")
     assert switch.get_xdata() == [0.1, 0.1]
+
+
+def test_speed_is_measured_and_rendered(tmp_path):
+    small = ("--num-candidates", 3, "--num-seeds", 1, 2, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
+    result = run_script(
+        *(*small, "--out", tmp_path / "speed"),
+        script="results/speed.py",
+        variables={"XLA_FLAGS": os.environ["XLA_FLAGS"]},  # it compiles much, and fast is not what is tested
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "speed.md").read_text() == result.stdout
+    assert "hidden sizes 16" in result.stdout
+    for method in ("FQL", "DROL(3)"):
+        _, update, floor, multiple, *_ = next(
+            line.split("|")[1:] for line in result.stdout.splitlines() if line.startswith(f"| {method} |")
+        )
+        assert float(update) / float(floor) == pytest.approx(float(multiple), rel=0.02)
+    assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
 # What is committed
