@@ -188,10 +188,22 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
     assert (refused.returncode, "--evaluate takes no --tau" in refused.stderr) == (2, True)
 
 
-def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(pointmaze_file, tmp_path):
+def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(cube_file, tmp_path):
     path = tmp_path / "run"
-    short = (*SMALL, "--offline-steps", 50, "--log-interval", 50, "--eval-episodes", 1)
-    assert run_script(*short, "--dataset-path", pointmaze_file, "--run-dir", path).returncode == 0
+    short = (
+        "--hidden-sizes",
+        16,
+        "--offline-steps",
+        50,
+        "--log-interval",
+        50,
+        "--eval-episodes",
+        1,
+        "--eval-workers",
+        1,
+    )
+    result = run_script(*short, "--env-id", "cube-single", "--dataset-path", cube_file, "--run-dir", path)
+    assert result.returncode == 0, result.stderr
     length = read_table(path / "eval.csv")[0]["evaluation/length"]
     result = run_script("--evaluate", path, "--video", tmp_path / "film.mp4")
     if result.returncode == 0:
