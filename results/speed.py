@@ -420,7 +420,7 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
         for j, n in enumerate(seeds):
             x, y = i + width * (j - (len(seeds) - 1) / 2), value["update", method, n] / n
             updates.bar(x, y, 0.92 * width, color=colours[method], alpha=0.9 - 0.25 * j)
-            updates.text(x, y, f"{y:.3g}", ha="center", va="bottom", fontsize=6)
+            updates.text(x, 0, f" {y:.3g}", ha="center", va="bottom", rotation=90, fontsize=7)  # clear of the lines
         for quantity, style in (("matrix products alone", ":"), ("one update a dispatch", "-")):
             line = updates.hlines(value[quantity, method, 1], i - 0.45, i + 0.45, colors="k", linestyles=style, lw=1)
             if i == 0:
