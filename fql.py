@@ -656,10 +656,10 @@ def evaluate_run(args: Args) -> None:
 
 def main(args: Args) -> None:
     """Load, initialise, then for each chunk: train, log, save, evaluate. Only here is there more than one seed."""
+    if args.resume and args != Args(resume=args.resume):
+        raise UserError("--resume takes all other settings from the run; give no other argument")
     runs = [RunDirectory.open(path, ALGORITHM) for path in args.resume]
     if runs:
-        if args != Args(resume=args.resume):
-            raise UserError("--resume takes all other settings from the run; give no other argument")
         args = run_directory.shared_args(runs, Args)
     if args.evaluate is not None:
         evaluate_run(args)

@@ -39,7 +39,7 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
     try:
         import mujoco  # noqa: F401 (what the environments import)
         import ogbench  # noqa: F401 (registers the environments; slow, so not before it is needed)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, RuntimeError) as error:
         if "MUJOCO_GL" not in os.environ:
             raise
         raise UserError(f"MuJoCo does not start with MUJOCO_GL={os.environ['MUJOCO_GL']}; unset it") from error
