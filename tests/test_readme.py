@@ -66,5 +66,5 @@ def test_ci_runs_the_readmes_test_command():
 def test_every_option_named_in_the_text_exists():
     known = {name.replace("_", "-") for args_class in PROGRAMS.values() for name in args_class.__dataclass_fields__}
     known |= {"help"}
-    for option in re.findall(r"--([a-z][a-z-]+)", PAGES):
+    for option in re.findall(r"--([a-z][a-z0-9-]+)", PAGES):
         assert option.removeprefix("no-") in known, option
