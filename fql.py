@@ -33,14 +33,15 @@ import optax
 import tyro
 from jaxtyping import Array, Float, Int, Key
 
-from common import datasets, machine, run_directory, session
+from common import datasets, machine, session
 from common.datasets import Dataset
 from common.env_ids import EnvSpec, resolve
 from common.envs import ExplorationEnvs
 from common.errors import UserError, exit_in_one_line
 from common.evaluation import Evaluator, Policy
 from common.machine import available_cores, describe_device
-from common.run_directory import RunDirectory
+from common.run_directory import RunDirectory, import_wandb
+from common.runs import IntervalMetrics, Runs, new_paths
 
 ALGORITHM = "fql"
 SHORT_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
@@ -557,8 +558,8 @@ def sample_chunk(
 
 
 def init_replay(args: Args, observation_dim: int, action_dim: int, num_transitions: int) -> Replay:
-    """An empty ring with room for what the data set leaves of the buffer, or for all that will be collected."""
-    rows = min(args.online_steps, args.buffer_size - num_transitions)
+    """An empty ring with room for all that will be collected, or for what the data set leaves of the buffer."""
+    rows = max(min(args.online_steps, args.buffer_size - num_transitions), 0)
     observations, actions, numbers = (jnp.zeros((rows, *shape)) for shape in ((observation_dim,), (action_dim,), ()))
     return Replay(Batch(observations, actions, numbers, numbers, observations), jnp.zeros((), jnp.int32))
 
@@ -602,9 +603,10 @@ def online_update(
     return state, replay, metrics
 
 
-def run_keys(seed: Int[Array, ""]) -> Key[Array, "3"]:
-    """Of a run, from its seed: for initialisation, training and evaluation."""
-    return jax.random.split(jax.random.key(seed), 3)
+def run_keys(seed: Int[Array, ""]) -> Key[Array, "4"]:
+    """Of a run, from its seed: for initialisation, training, evaluation and exploration."""
+    key = jax.random.key(seed)
+    return jnp.concatenate([jax.random.split(key, 3), jax.random.fold_in(key, 3)[None]])
 
 
 def make_policy(args: Args, seeds: list[int]) -> Callable[[Params], Policy]:
@@ -623,29 +625,35 @@ def make_policy(args: Args, seeds: list[int]) -> Callable[[Params], Policy]:
 
     device = machine.policy_device()
     keys = jax.device_put(jax.vmap(run_keys)(jnp.array(seeds))[:, 2], device)
-    return lambda params: functools.partial(act, jax.device_put(params, device), keys)
+
+    def of_params(params: Params) -> Policy:
+        copies = jax.tree.map(lambda leaf: np.array(leaf)[: len(seeds)], params)  # the next chunk reuses their memory
+        return functools.partial(act, jax.device_put(copies, device), keys)
+
+    return of_params
 
 
 def evaluate_run(args: Args) -> None:
     """Evaluate a saved policy, with the settings of its run but for those that are given; film it if asked to."""
-    video, run = args.video, RunDirectory.open(args.evaluate, ALGORITHM, lock=False)
+    run, video = RunDirectory.open(args.evaluate, ALGORITHM, lock=False), args.video
     trained = dataclasses.replace(run.read_args(Args), evaluate=args.evaluate, video=video)
     args = tyro.cli(Args, default=trained)  # once more: what is not given is the run's
     for name, value in vars(args).items():
         if name not in EVALUATION_ARGS and value != getattr(trained, name):
             raise UserError(f"--evaluate takes no --{name.replace('_', '-')}: it does not change what was learned")
-    spec = resolve(args.env_id)
+    spec, runs = resolve(args.env_id), Runs([run])
     args, _ = resolve_settings(args, spec)
     evaluator = Evaluator(
-        spec, args.eval_episodes, seeds=[args.seed], workers=args.eval_workers, dataset_path=run.dataset_path
+        spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )
     with contextlib.closing(evaluator), session.StopSignals() as stop:
-        like = (jax.eval_shape(functools.partial(init_state, args, *evaluator.dimensions()), jax.random.key(0)),)
-        step = run_directory.last_common_step([run], like)
+        init = functools.partial(init_state, args, *evaluator.dimensions())
+        like = (jax.eval_shape(init, jax.random.key(0)),)  # of a checkpoint the training state is enough
+        step = runs.last_common_step(like)
         if step == 0:
             raise UserError(f"{run.path} has no checkpoint yet")
-        (state,) = run.restore(step, like)
-        policy = make_policy(args, [args.seed])(jax.tree.map(lambda leaf: leaf[None], state.params))
+        (states,) = runs.restore(step, like)
+        policy = make_policy(args, runs.seeds)(states.params)
         results = evaluator(policy, stop.requested)
         if results is not None:
             episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
@@ -658,15 +666,14 @@ def main(args: Args) -> None:
     """Load, initialise, then for each chunk: train, log, save, evaluate. Only here is there more than one seed."""
     if args.resume and args != Args(resume=args.resume):
         raise UserError("--resume takes all other settings from the run; give no other argument")
-    runs = [RunDirectory.open(path, ALGORITHM) for path in args.resume]
-    if runs:
-        args = run_directory.shared_args(runs, Args)
+    if args.video is not None and (args.evaluate is None or args.video.suffix not in (".mp4", ".gif")):
+        raise UserError(f"--video {args.video}: belongs to --evaluate, and to a name that ends in .mp4 or .gif")
     if args.evaluate is not None:
         evaluate_run(args)
         return
-    if args.video is not None:
-        raise UserError("--video belongs to --evaluate")
-    seeds = [run.config["args"]["seed"] for run in runs] or list(range(args.seed, args.seed + args.num_seeds))
+    resumed = Runs.open(args.resume, ALGORITHM) if args.resume else None
+    if resumed is not None:
+        args = resumed.read_args(Args)
     spec = resolve(args.env_id)
     args, origins = resolve_settings(args, spec)
     if args.print_config:
@@ -675,91 +682,77 @@ def main(args: Args) -> None:
         return
 
     # What can be refused is refused before any data is touched.
-    paths = [] if runs else run_directory.new_paths(args.run_dir, ALGORITHM, spec, seeds)
+    seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
+    paths = [] if resumed else new_paths(args.run_dir, ALGORITHM, spec, seeds)
     if args.track:
-        run_directory.import_wandb()
+        import_wandb()
     dataset, provenance = datasets.load(
         spec,
-        dataset_path=runs[0].dataset_path if runs else args.dataset_path,
+        dataset_path=resumed.dataset_path if resumed else args.dataset_path,
         dataset_dir=args.dataset_dir,
         source=args.data_source,
         collect_episodes=args.collect_episodes,
         collect_workers=args.collect_workers,
     )
-    if args.online_steps > 0 and args.buffer_size <= dataset.transitions.size:
-        raise UserError(
-            f"--buffer-size {args.buffer_size}: the data set alone has {dataset.transitions.size} transitions"
-        )
-    on_host = args.data_memory == "host"
-    if args.data_memory == "auto" and not machine.fits_on_device(dataset.num_bytes):
-        print(f"the data set ({dataset.describe_size()}) does not fit on the device and stays on the host", flush=True)
-        on_host = True
+    num_transitions = dataset.transitions.size
+    if args.online_steps > 0 and args.buffer_size <= num_transitions:
+        raise UserError(f"--buffer-size {args.buffer_size}: the data set alone has {num_transitions} transitions")
+    on_host = machine.keep_on_host(args.data_memory, dataset.num_bytes)
     if on_host and args.online_steps > 0:
         raise UserError("--online-steps needs the data set on the device")
-    for path, seed in zip(paths, seeds, strict=False):
-        of_seed = dataclasses.replace(args, seed=seed, num_seeds=1, run_dir=path)
-        runs.append(RunDirectory.create(path, ALGORITHM, spec, of_seed, origins, provenance, seeds))
-    for run in runs:
-        run.check_data(provenance)
-        if args.track:
-            run.track(args.wandb_project)
+    runs = resumed or Runs.create(paths, ALGORITHM, spec, args, origins, provenance, seeds)
+    runs.check_data(provenance)
+    if args.track:
+        runs.track(args.wandb_project)
 
     # The seed axis: one place for each seed, spread over the devices.
     placement = machine.place_seeds(len(seeds))
-    seed_of_place = np.minimum(np.arange(placement.places), len(seeds) - 1)  # empty places get the last seed's
-    keys = jax.vmap(run_keys)(jnp.array(seeds)[seed_of_place])
-    init_keys, train_keys = (jax.device_put(keys[:, i], placement.by_seed) for i in (0, 1))
-    init = functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim)
-    states = jax.device_put(jax.jit(jax.vmap(init))(init_keys), placement.by_seed)
-    one_core = machine.available_cores() == 1  # where updates and evaluation would only get in each other's way
-    on_cpu = jax.default_backend() == "cpu"
+    keys = placement.spread(jax.vmap(run_keys)(jnp.array(seeds)))
+    init_keys, train_keys, exploration_keys = keys[:, 0], keys[:, 1], keys[:, 3]
+
+    def init(key: Key[Array, ""]) -> tuple[TrainState, Replay]:
+        sizes = (dataset.observation_dim, dataset.action_dim)
+        return init_state(args, *sizes, key), init_replay(args, *sizes, num_transitions)
+
+    states, replays = jax.jit(jax.vmap(init), out_shardings=placement.by_seed)(init_keys)
     session.announce(
         environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
         data=f"{datasets.describe(provenance)}, {dataset.describe_size()}" + (" on the host" if on_host else ""),
-        settings=", ".join(f"{name} {getattr(args, name)} ({runs[0].config['origins'][name]})" for name in origins),
+        settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in runs.origins.items()),
         networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}",
         seeds=f"{', '.join(map(str, seeds))}" + (f" ({placement.description})" if len(seeds) > 1 else ""),
         device=describe_device(),
-        run=", ".join(str(run.path) for run in runs),
+        run=str(runs),
     )
     if spec.family not in PUBLISHED:
         print(f"note: nothing is published for {spec.family}; tune --{KNOB.replace('_', '-')}", flush=True)
 
-    # Metrics of the updates since the last row of train.csv, for each seed. Checkpoints between two rows need them.
-    state_of_one = jax.eval_shape(init, init_keys[0])
-    names = jax.eval_shape(functools.partial(train_chunk, args, num_updates=1), state_of_one, dataset, train_keys[0])[1]
-    unlogged = {name: np.zeros((len(seeds), args.log_interval), np.float32) for name in names}
-    checkpoint_of_one = (state_of_one, jax.tree.map(lambda values: values[0], unlogged))
-    total = args.offline_steps + args.online_steps
-    replays = None
-    if args.online_steps > 0:
-        room = functools.partial(init_replay, args, dataset.observation_dim, dataset.action_dim)
-        replays = jax.device_put(
-            jax.jit(jax.vmap(lambda _: room(dataset.transitions.size)))(train_keys), placement.by_seed
-        )
-        checkpoint_of_one = (*checkpoint_of_one, jax.eval_shape(lambda: room(dataset.transitions.size)))
-    step = run_directory.last_common_step(runs, checkpoint_of_one)
+    # Go on where the runs stand.
+    one_update = jax.vmap(functools.partial(train_chunk, args, num_updates=1), in_axes=(0, None, 0))
+    _, names = jax.eval_shape(one_update, states, dataset, train_keys)
+    unlogged = IntervalMetrics(names, runs, args.log_interval)
+    first_of = functools.partial(jax.tree.map, lambda leaf: leaf[0])
+    like = jax.eval_shape(first_of, (states, replays, unlogged.values))  # what a checkpoint of one seed holds
+    step, total = runs.last_common_step(like), args.offline_steps + args.online_steps
     if step > 0:
-        restored = [run.restore(step, checkpoint_of_one) for run in runs]
-        states, unlogged, *online = jax.tree.map(lambda *leaves: np.stack(leaves), *restored)
-        states, *online = jax.tree.map(
-            lambda leaf: jax.device_put(leaf[seed_of_place], placement.by_seed), (states, *online)
-        )
-        replays = online[0] if online else None
-    for run in runs:
-        run.rewind(step)
+        states, replays, unlogged.values = runs.restore(step, like)
+        states, replays = placement.spread((states, replays))
+    runs.rewind(step)
 
-    # Data: shared by all seeds on the device; or on the host, which fetches the batches of the chunk after this one.
+    on_cpu = jax.default_backend() == "cpu"
+    one_core = machine.available_cores() == 1  # where updates and evaluation would only get in each other's way
+
     def end_of_chunk(step: int) -> int:
         """A chunk ends where something is due; sooner on a CPU, where that takes long, and with batches to fetch."""
-        ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
         if step >= args.offline_steps:
             return min(step + 1, total)  # online: a step in the environment between any two updates
+        ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
         return min(*ends, args.offline_steps, step + SHORT_CHUNK if on_cpu or on_host else args.offline_steps)
 
+    # Data: shared by all seeds on the device; or on the host, which fetches the batches of the chunk after this one.
     @functools.partial(jax.jit, static_argnums=2)
     def draw(keys: Array, first: int, num_updates: int) -> Array:
-        sample = functools.partial(sample_chunk, args, dataset.transitions.size, num_updates=num_updates)
+        sample = functools.partial(sample_chunk, args, num_transitions, num_updates=num_updates)
         return jax.vmap(sample, in_axes=(0, None))(keys, first)
 
     host_keys = jax.device_put(train_keys, machine.policy_device())  # drawn there: the device is busy
@@ -773,73 +766,62 @@ def main(args: Args) -> None:
     @functools.cache
     def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         progress.compiling(num_updates)
-        chunk = jax.vmap(
-            functools.partial(train_chunk, args, num_updates=num_updates), in_axes=(0, 0 if on_host else None, 0)
-        )
-        return jax.jit(chunk, donate_argnums=0).lower(states, data, train_keys).compile()
+        chunk = functools.partial(train_chunk, args, num_updates=num_updates)
+        vmapped = jax.vmap(chunk, in_axes=(0, 0 if on_host else None, 0))
+        return jax.jit(vmapped, donate_argnums=0).lower(states, data, train_keys).compile()
 
     # Fine-tuning: each seed explores an environment of its own.
-    exploration_keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 3))(jnp.array(seeds))
-    explore = jax.jit(
-        jax.vmap(lambda params, x, key, i: sample_action(args, params, x, jax.random.fold_in(key, i)), (0, 0, 0, None))
-    )
-    learn = jax.jit(jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0)), donate_argnums=(0, 1))
+    @functools.cache
+    def begin_exploring() -> tuple[ExplorationEnvs, Callable[..., Array], Callable[..., tuple]]:
+        progress.compiling(1)
+        environments = ExplorationEnvs(spec, runs.dataset_path, seeds, first_step=step)
+        stack.callback(environments.close)
 
-    def train_online() -> dict[str, Array]:
-        """A step in each environment, and an update of each seed."""
-        nonlocal states, replays
-        params = jax.tree.map(lambda leaf: leaf[: len(seeds)], states.params)
-        transitions = environments.step(np.asarray(explore(params, environments.observations, exploration_keys, step)))
-        transition = Batch(**{name: rows[seed_of_place] for name, rows in transitions.items()})
-        states, replays, metrics = learn(states, replays, device_data, train_keys, transition)
-        return {name: values[:, None] for name, values in metrics.items()}
+        def act(params: Params, observation: Array, key: Array, step: int) -> Array:
+            return sample_action(args, params, observation, jax.random.fold_in(key, step))
+
+        explore = jax.jit(jax.vmap(act, in_axes=(0, 0, 0, None)))
+        explore(states.params, placement.spread(environments.observations), exploration_keys, step)  # compiles it
+        vmapped = jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0))
+        learn = jax.jit(vmapped, donate_argnums=(0, 1))
+        transitions = jax.device_put(jax.tree.map(lambda ring: ring[:, 0], replays.ring), placement.by_seed)
+        return environments, explore, learn.lower(states, replays, device_data, train_keys, transitions).compile()
 
     policy = make_policy(args, seeds)
-
-    def save() -> None:
-        """A checkpoint of each seed, unless it is there."""
-        tree = (jax.device_get(states), unlogged, *([] if replays is None else [jax.device_get(replays)]))
-        for i, run in enumerate(runs):
-            if run.saved_step != step:
-                run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], tree))
+    evaluator = Evaluator(
+        spec, args.eval_episodes, seeds=seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
+    )
 
     def begin_evaluation(step: int, params: Params) -> None:
         """Evaluate what the seeds have learned by `step`, beside training, once the evaluation before has ended."""
         log_evaluation(wait=True)
-        copies = jax.tree.map(lambda leaf: np.array(leaf)[: len(seeds)], params)
-        evaluator.submit(step, policy(copies), stop.requested)
+        evaluator.submit(step, policy(params), stop.requested)
 
     def log_evaluation(*, wait: bool) -> None:
         """Log the evaluation that is under way, if it has ended or is to be waited for."""
         finished = evaluator.finished(wait=wait)
         if finished is not None:
-            at, results = finished
-            for run, result in zip(runs, results, strict=True):
-                if run.is_due(at):
-                    run.log("eval", {"step": at, **result})
-            progress.report_evaluation(at, results)
+            runs.log_evaluation(*finished)
+            progress.report_evaluation(*finished)
 
-    evaluator = Evaluator(
-        spec, args.eval_episodes, seeds=seeds, workers=args.eval_workers, dataset_path=runs[0].dataset_path
-    )
+    def save() -> None:
+        runs.save(step, jax.device_get((states, replays, unlogged.values)))
+
     with (
         contextlib.ExitStack() as stack,
         session.StopSignals() as stop,
-        session.Progress(total, initial=step, seconds=max(run.seconds for run in runs), on_cpu=on_cpu) as progress,
+        session.Progress(total, initial=step, seconds=runs.seconds, on_cpu=on_cpu) as progress,
     ):
-        for closable in (*runs, batches_ahead, evaluator):
+        for closable in (runs, batches_ahead, evaluator):
             stack.callback(closable.close)
-        for missed, checkpoints in run_directory.missed_evaluations(runs, checkpoint_of_one):
-            params = [state.params for state, *_ in checkpoints]
-            begin_evaluation(missed, jax.tree.map(lambda *leaves: np.stack(leaves), *params))
-        environments = None
+        for missed, (missed_states, *_) in runs.missed_evaluations(like):
+            begin_evaluation(missed, missed_states.params)
         while True:
-            if any(run.is_due(step) for run in runs):
+            if runs.is_due(step):
                 save()
                 begin_evaluation(step, states.params)
-            is_last = step == total
-            log_evaluation(wait=is_last or one_core)
-            if is_last or stop.requested():
+            log_evaluation(wait=step == total or one_core)
+            if step == total or stop.requested():
                 break
 
             end = end_of_chunk(step)
@@ -849,39 +831,30 @@ def main(args: Args) -> None:
                 with progress.timed(end):
                     states, metrics = jax.block_until_ready(chunk(states, data, train_keys))
             else:
-                if environments is None:
-                    environments = ExplorationEnvs(spec, runs[0].dataset_path, seeds, first_step=step)
-                    stack.callback(environments.close)
+                environments, explore, learn = begin_exploring()
                 with progress.timed(end):
-                    metrics = jax.block_until_ready(train_online())
-            metrics = {name: values[: len(seeds)] for name, values in jax.device_get(metrics).items()}
-            finite = np.logical_and.reduce([np.isfinite(values) for values in metrics.values()])
-            if not finite.all():
-                broken, update = np.argwhere(~finite)[0]
-                names = ", ".join(name for name, values in metrics.items() if not np.isfinite(values[broken]).all())
-                where = f"seed {seeds[broken]}, update {step + 1 + update}"
-                raise UserError(f"not finite ({where}): {names}; the run is stopped, {runs[broken].last_good()}")
-            for name, values in metrics.items():
-                unlogged[name][:, np.arange(step, end) % args.log_interval] = values
+                    observations = placement.spread(environments.observations)
+                    actions = np.asarray(explore(states.params, observations, exploration_keys, step))[: len(seeds)]
+                    transitions = placement.spread(Batch(**environments.step(actions)))
+                    learned = learn(states, replays, device_data, train_keys, transitions)
+                    states, replays, metrics = jax.block_until_ready(learned)
+            unlogged.add(step, jax.device_get(metrics))
             step = end
 
             if step % args.log_interval == 0 or step in (args.offline_steps, total):
                 first = (step - 1) // args.log_interval * args.log_interval
                 if step > args.offline_steps:
                     first = max(first, args.offline_steps)  # which has a row of its own
-                since = np.arange(first, step) % args.log_interval
-                means = {name: values[:, since].mean(axis=1, dtype=np.float64) for name, values in unlogged.items()}
-                for i, run in enumerate(runs):
-                    run.log("train", {"step": step, **{name: float(mean[i]) for name, mean in means.items()}})
-                    run.log("time", {"step": step, **progress.times()})
-                    if environments is not None:
-                        run.log("exploration", {"step": step, **environments.summary(i)})
+                    runs.log("exploration", step, environments.summaries())
+                means = unlogged.means(first, step)
+                runs.log("train", step, means)
+                runs.log("time", step, [progress.times()] * len(seeds))
                 shown = ("critic/loss", "critic/q_mean", "actor/q_mean")
-                progress.report({name: float(means[name].mean()) for name in shown})
-            if runs[0].minutes_since_save() >= args.save_minutes:
+                progress.report({name: float(np.mean([mean[name] for mean in means])) for name in shown})
+            if runs.minutes_since_save() >= args.save_minutes:
                 save()
         save()
-    run_directory.print_outcome(runs, step, total)
+    runs.print_outcome(step, total)
 
 
 if __name__ == "__main__":

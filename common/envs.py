@@ -204,12 +204,16 @@ class ExplorationEnvs:
         }
         return transitions | {"actions": np.clip(transitions["actions"], -ACTION_BOUND, ACTION_BOUND)}
 
-    def summary(self, i: int) -> dict[str, float | int]:
-        """Means over the episodes of seed `i` that have ended since the last summary, not a number if none has."""
-        means = np.mean(self._episodes[i], axis=0) if self._episodes[i] else np.full(3, np.nan)
-        number, self._episodes[i] = len(self._episodes[i]), []
+    def summaries(self) -> list[dict[str, float | int]]:
+        """Of each seed, means over the episodes that have ended since the last summary, not a number if none has."""
         names = ("exploration/success", "exploration/return", "exploration/length")
-        return {"exploration/episodes": number, **dict(zip(names, map(float, means), strict=True))}
+        means = [np.mean(episodes, axis=0) if episodes else np.full(3, np.nan) for episodes in self._episodes]
+        numbers = [len(episodes) for episodes in self._episodes]
+        self._episodes = [[] for _ in self._episodes]
+        return [
+            {"exploration/episodes": number, **dict(zip(names, map(float, mean), strict=True))}
+            for number, mean in zip(numbers, means, strict=True)
+        ]
 
     def close(self) -> None:
         """Close every environment."""

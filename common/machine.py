@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -25,10 +25,14 @@ def describe_device() -> str:
 class Placement(NamedTuple):
     """Which device trains which seeds: the leading axis of every array has one entry a place."""
 
-    places: int  # as many on each device; more than there are seeds, if those do not divide evenly
-    by_seed: NamedSharding  # of arrays whose leading axis is the places
+    by_seed: NamedSharding  # of arrays whose leading axis is the places: as many on each device, maybe more than seeds
     shared: NamedSharding  # of arrays that every device holds
+    seed_of_place: np.ndarray
     description: str
+
+    def spread(self, tree: Any) -> Any:
+        """Put arrays with a leading axis of seeds in their places; an empty place gets what the last seed has."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf[self.seed_of_place], self.by_seed), tree)
 
 
 def place_seeds(num_seeds: int) -> Placement:
@@ -43,14 +47,22 @@ def place_seeds(num_seeds: int) -> Placement:
     places = len(used) * seeds_per_device
     empty = f", {places - num_seeds} of {places} places empty" if places > num_seeds else ""
     return Placement(
-        places=places,
         by_seed=NamedSharding(mesh, PartitionSpec("seed")),
         shared=NamedSharding(mesh, PartitionSpec()),
+        seed_of_place=np.minimum(np.arange(places), num_seeds - 1),
         description=f"{seeds_per_device} on each of {len(used)} device{'s' if len(used) > 1 else ''}{empty}",
     )
 
 
-def fits_on_device(num_bytes: int) -> bool:
+def keep_on_host(data_memory: Literal["auto", "device", "host"], num_bytes: int) -> bool:
+    """Whether the data set stays on the host: if it is asked for, or it does not fit on the device, which is said."""
+    if data_memory == "auto" and not _fits_on_device(num_bytes):
+        print(f"the data set ({num_bytes / 1e6:,.0f} MB) does not fit on the device and stays on the host", flush=True)
+        return True
+    return data_memory == "host"
+
+
+def _fits_on_device(num_bytes: int) -> bool:
     """Whether so much can still be put on each device. A CPU's memory is the host's: there it makes no difference."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     free = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]

@@ -1,7 +1,4 @@
-"""A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds").
-
-Seeds that are trained together are runs of their own here, each in its folder.
-"""
+"""A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds")."""
 
 import csv
 import dataclasses
@@ -11,10 +8,8 @@ import io
 import json
 import os
 import pathlib
-import sys
 import time
 import typing
-from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -264,98 +259,6 @@ class RunDirectory:
         """Finish what `track` began."""
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: list[int]) -> list[pathlib.Path]:
-    """The folders of new runs, one a seed: PATH itself, or PATH/seed0, PATH/seed1, .. where there are several seeds.
-
-    Args:
-        path: the folder that was asked for; runs/ALGORITHM-ENV-seedSEED-DATE-TIME if None.
-        algorithm: 'drol' or 'fql'.
-        spec: environment.
-        seeds: seeds.
-
-    Raises:
-        UserError: there is something at one of these paths already.
-    """
-    if path is None:
-        now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        paths = [pathlib.Path("runs") / f"{algorithm}-{spec.short_name}-seed{seed}-{now}" for seed in seeds]
-    else:
-        paths = [path] if len(seeds) == 1 else [path / f"seed{seed}" for seed in seeds]
-    for each in paths:
-        check_vacant(each)
-    return paths
-
-
-def shared_args(runs: list[RunDirectory], args_class: type[Args]) -> Args:
-    """The arguments of runs that are to go on together, which may differ in the seed alone.
-
-    Raises:
-        UserError: they differ in something else.
-    """
-    each = [run.read_args(args_class) for run in runs]
-    for run, args in zip(runs, each, strict=True):
-        for name, value in vars(args).items():
-            if name not in ("seed", "run_dir") and value != getattr(each[0], name):
-                raise UserError(
-                    f"{runs[0].path} and {run.path} cannot go on together: they differ in --{name.replace('_', '-')}"
-                )
-    return each[0]
-
-
-def last_common_step(runs: list[RunDirectory], like: Any) -> int:
-    """The newest update that all of these runs have a sound checkpoint of; 0 if none of them has any.
-
-    Args:
-        runs: runs that are to go on together.
-        like: the state of one seed, in structure, shapes and dtypes.
-
-    Raises:
-        UserError: they have no checkpoint in common, or all are damaged.
-    """
-    sound = [checkpoints.sound_steps(run.path / "checkpoints", like) for run in runs]
-    if not any(sound):
-        return 0  # new runs, or killed before their first checkpoint
-    if not all(sound) and max(map(len, sound)) == 1:
-        return 0  # killed between the first checkpoints of the seeds
-    common = set.intersection(*sound)
-    if not common:
-        steps = ", ".join(f"{run.path} at {max(steps, default=0):,}" for run, steps in zip(runs, sound, strict=True))
-        raise UserError(f"these runs stand at different updates, resume each of them alone: {steps}")
-    return max(common)
-
-
-def missed_evaluations(runs: list[RunDirectory], like: Any) -> Iterator[tuple[int, list[Any]]]:
-    """Evaluations that an earlier sitting began and did not end, before the last checkpoint: the step, and each state.
-
-    Args:
-        runs: runs that go on together.
-        like: the state of one seed, in structure, shapes and dtypes.
-    """
-    for step in sorted({step for run in runs for step in run.checkpoint_steps()[:-1] if run.is_due(step)}):
-        try:
-            restored = [run.restore(step, like) if run.is_due(step) else None for run in runs]
-            stand_in = next(state for state in restored if state is not None)  # for seeds that have been evaluated
-            yield step, [stand_in if state is None else state for state in restored]
-        except checkpoints.DAMAGE as error:  # nothing left to evaluate
-            print(f"warning: the evaluation after update {step:,} is lost ({error})", file=sys.stderr, flush=True)
-
-
-def print_outcome(runs: list[RunDirectory], step: int, total: int) -> None:
-    """The last lines: the score of each run, or how to go on."""
-    if not all(step == total and step in run.evaluations for run in runs):
-        paths = " ".join(str(run.path) for run in runs)
-        script = pathlib.Path(sys.argv[0]).name
-        print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {paths}")
-        return
-    for run in runs:
-        rows = headline_evaluations(run.config["environment"]["suite"], list(run.evaluations.values()))
-        steps = ", ".join(f"{row['step']:,}" for row in rows)
-        metric = score_metric(rows)
-        score = sum(row[metric] for row in rows) / len(rows)
-        which = f"mean of the evaluations after {steps}" if len(rows) > 1 else f"evaluation after {steps}"
-        print(f"done: {SCORES[metric]} {score:.1f}, {which} updates; {run.path}")
 
 
 def headline_evaluations(suite: str, evaluations: list[Row]) -> list[Row]:

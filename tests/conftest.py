@@ -4,11 +4,12 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 
 from jaxtyping import install_import_hook
 
-# Nearly all the time of these tests goes into compiling tiny programs. Before JAX is imported:
+# Nearly all the time of these tests goes into compiling tiny programs, here and in the processes that are started.
+# Before JAX is imported:
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -17,12 +18,26 @@ install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import tyro  # noqa: E402
 
+import drol  # noqa: E402
 from common import collect  # noqa: E402
 from common.env_ids import resolve  # noqa: E402
+from common.errors import exit_in_one_line  # noqa: E402
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)  # the machine may be busy
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever one process has compiled serves all those that come after it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 @pytest.fixture(scope="session")
@@ -44,17 +59,19 @@ def cube_file(data_dir: pathlib.Path) -> pathlib.Path:
     return collect.collected_path(resolve("cube-single"), data_dir, 2, 0)
 
 
-# Compiled programs are kept for the suite's other runs.
-COMPILATION_CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jax-cache-"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-}
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """What drol.py answers, in one line and with exit status 2, to arguments that it refuses; in this process."""
 
+    def refusal(*args: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            exit_in_one_line(lambda: drol.main(tyro.cli(drol.Args, args=[str(arg) for arg in args])))
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ")
+        return line
 
-def environment() -> dict[str, str]:
-    """Of a user's shell: programs are compiled as they are for users."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | COMPILATION_CACHE
+    return refusal
 
 
 def command(*args: object, script: str = "drol.py", module: str | None = None) -> list[str]:
@@ -66,5 +83,5 @@ def run_script(
     *args: object, cwd: pathlib.Path = REPOSITORY, variables: dict[str, str] | None = None, **program: str
 ) -> subprocess.CompletedProcess:
     """Run drol.py (or another script, or a module) as a user does, in another process."""
-    env = environment() | (variables or {})
+    env = os.environ | (variables or {})
     return subprocess.run(command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=240, env=env)

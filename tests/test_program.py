@@ -13,8 +13,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, command, environment, run_script
+import tyro
+from conftest import REPOSITORY, command, run_script
 
+import drol
 from common.run_directory import read_table
 
 UPDATES = 4000  # takes long enough to be killed in the middle
@@ -60,7 +62,6 @@ def start():
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=environment(),
         )
         processes.append(process)
         return process
@@ -223,26 +224,23 @@ NONSENSE = [
     (("--resume", "no/such/run"), "not a run directory"),
     (("--resume", "tests"), "not a run directory"),
     (("--resume", "tests", "--seed", 3), "give no other argument"),
+    (("--video", "film.mp4"), "--video film.mp4: belongs to --evaluate"),
+    (("--evaluate", "tests", "--video", "film.avi"), "a name that ends in .mp4 or .gif"),
     (("--env-id", "humanoidmaze-large", "--data-source", "collect"), "no oracle collects"),
 ]
 
 
 @pytest.mark.parametrize(("args", "message"), NONSENSE, ids=lambda value: " ".join(map(str, value))[:40])
-def test_nonsense_is_refused_in_one_line(args, message, tmp_path):
-    result = run_script(*args, "--dataset-dir", tmp_path) if "--resume" not in args else run_script(*args)
-    assert result.returncode == 2, result
-    assert "Traceback" not in result.stdout + result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+def test_nonsense_is_refused_in_one_line(args, message, tmp_path, refusal):
+    assert message in refusal(*args, *(() if "--resume" in args else ("--dataset-dir", tmp_path)))
 
 
-def test_unknown_and_ill_typed_arguments_have_status_2():
-    for args in (("--no-such-option",), ("--batch-size", "many"), ("--q-agg", "max")):
-        result = run_script(*args)
-        assert result.returncode == 2
-        assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("args", [("--no-such-option",), ("--batch-size", "many"), ("--q-agg", "max")])
+def test_unknown_and_ill_typed_arguments_have_status_2(args, capsys):
+    with pytest.raises(SystemExit) as stopped:  # tyro answers in a box of several lines
+        tyro.cli(drol.Args, args=[str(arg) for arg in args])
+    assert stopped.value.code == 2
+    assert args[0] in capsys.readouterr().err
 
 
 def test_damaged_data_is_refused(pointmaze_file, tmp_path):
@@ -353,7 +351,7 @@ def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path, script):
     together = run_script(
         *(*short, "--seed", 5, "--num-seeds", 3, "--data-memory", "host", "--run-dir", tmp_path / "together"),
         script=script,
-        variables={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        variables={"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
     )
     assert together.returncode == 0, together.stderr
     assert "seeds        5, 6, 7 (2 on each of 2 devices, 1 of 4 places empty)" in together.stdout
@@ -431,7 +429,7 @@ def test_print_config_touches_no_data(tmp_path):
 def test_help_and_argument_errors_answer_quickly():
     for args in (("--help",), ("--env-id", "nonsense")):
         seconds = []
-        for _ in range(3):
+        while len(seconds) < 3 and min(seconds, default=3) >= 3:  # the best of three
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             run_script(*args)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of processor time: the machine may be busy
@@ -446,7 +444,7 @@ def test_wandb_missing_is_one_line(pointmaze_file, tmp_path):
     result = subprocess.run(
         command(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", "--track"),
         cwd=REPOSITORY,
-        env={**environment(), "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,

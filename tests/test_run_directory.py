@@ -13,16 +13,8 @@ import drol
 from common import checkpoints
 from common.env_ids import resolve
 from common.errors import UserError
-from common.run_directory import (
-    RunDirectory,
-    last_common_step,
-    missed_evaluations,
-    new_paths,
-    print_outcome,
-    read_table,
-    score_metric,
-    shared_args,
-)
+from common.run_directory import RunDirectory, read_table, score_metric
+from common.runs import Runs
 
 
 @pytest.fixture
@@ -115,110 +107,24 @@ def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
     assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 20]
 
 
-def test_a_kill_during_the_first_checkpoint_leaves_a_run_that_starts_again(run):
-    (run.path / "checkpoints").mkdir()
-    (run.path / "checkpoints" / ".tmp-step-000000010.npz").write_bytes(b"half")
-    assert last_common_step([run], TREE) == 0
-
-
 def test_a_checkpoint_is_kept_until_its_evaluation_is_logged(run):
     run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
     for step in (10, 20, 30, 40):
         run.save(step, {**TREE, "step": jnp.int32(step)})
     assert run.checkpoint_steps() == [20, 30, 40]
     assert [run.is_due(step) for step in (0, 10, 20, 100)] == [False, False, True, True]
-    ((step, (state,)),) = missed_evaluations([run], TREE)  # that of 40 is the resumed loop's own
-    assert (step, state["step"]) == (20, 20)
+    ((step, states),) = Runs([run]).missed_evaluations(TREE)  # that of 40 is the resumed loop's own
+    assert (step, states["step"].tolist()) == (20, [20])
     run.log("eval", {"step": 20, "evaluation/success": 1.0})
     run.save(50, TREE)
     assert run.checkpoint_steps() == [40, 50]
     assert list(reopen(run).evaluations) == [20]
 
 
-def test_an_evaluation_without_a_sound_checkpoint_is_given_up_in_one_line(run, capsys):
-    run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
-    for step in (20, 30):
-        run.save(step, TREE)
-    (run.path / "checkpoints" / "step-000000020.npz").write_bytes(b"damaged")
-    assert list(missed_evaluations([run], TREE)) == []
-    assert "the evaluation after update 20 is lost" in capsys.readouterr().err
-
-
-def seed_runs(tmp_path, **different) -> list[RunDirectory]:
-    spec = resolve("cube-single")
-    runs = []
-    for seed in (0, 1):
-        args, origins = drol.resolve_settings(drol.Args(seed=seed, **(different if seed == 1 else {})), spec)
-        provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-        runs.append(RunDirectory.create(tmp_path / f"seed{seed}", "drol", spec, args, origins, provenance, [0, 1]))
-    return runs
-
-
-def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
-    runs = seed_runs(tmp_path)
-    assert shared_args(runs, drol.Args) == runs[0].read_args(drol.Args)
-    assert last_common_step(runs, TREE) == 0
-    for step in (10, 20):
-        for run in runs:
-            run.save(step, TREE)
-    runs[0].save(30, TREE)  # killed before the other seed's was written
-    assert last_common_step(runs, TREE) == 20
-    runs[0].save(40, TREE)
-    with pytest.raises(UserError, match=r"resume each of them alone: .*seed0 at 40, .*seed1 at 20"):
-        last_common_step(runs, TREE)
-
-
-def test_seeds_killed_between_their_first_checkpoints_begin_again(tmp_path):
-    runs = seed_runs(tmp_path)
-    runs[0].save(10, TREE)
-    assert last_common_step(runs, TREE) == 0
-
-
-def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_path):
-    runs = seed_runs(tmp_path)
-    for run in runs:
-        run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
-        for step in (20, 30, 40, 50):
-            run.save(step, {**TREE, "step": jnp.int32(step)})
-    for step in (20, 40):
-        runs[0].log("eval", {"step": step, "evaluation/success": 1.0})  # its checkpoint of 20 goes
-    assert (runs[0].checkpoint_steps(), runs[1].checkpoint_steps()) == ([40, 50], [20, 40, 50])
-    missed = list(missed_evaluations(runs, TREE))
-    assert [(step, [int(state["step"]) for state in states]) for step, states in missed] == [
-        (20, [20, 20]),
-        (40, [40, 40]),
-    ]
-
-
-def test_runs_that_differ_in_more_than_the_seed_do_not_go_on_together(tmp_path):
-    with pytest.raises(UserError, match="they differ in --tau"):
-        shared_args(seed_runs(tmp_path, tau=0.5), drol.Args)
-
-
-def test_each_seed_has_a_folder_of_its_own(run, tmp_path):
-    spec = resolve("cube-single")
-    assert new_paths(tmp_path / "new", "drol", spec, [7]) == [tmp_path / "new"]
-    assert new_paths(tmp_path / "new", "drol", spec, [7, 8]) == [tmp_path / "new/seed7", tmp_path / "new/seed8"]
-    assert len({path.name.split("-seed")[1] for path in new_paths(None, "drol", spec, [7, 8])}) == 2
-    with pytest.raises(UserError, match="holds a run"):
-        new_paths(run.path, "drol", spec, [0])
-
-
 def test_a_state_that_is_not_finite_is_not_saved(run):
     run.save(10, TREE)
     with pytest.raises(UserError, match=r"'a'.* is not finite after update 20.*step-000000010"):
         run.save(20, {**TREE, "a": jnp.array([[1.0, jnp.nan]])})
-
-
-def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(run, capsys):
-    run.config["args"] |= {"offline_steps": 4, "eval_interval": 1}
-    for step, success in [(1, 100.0), (2, 10.0), (3, 20.0), (4, 60.0)]:
-        run.log("eval", {"step": step, "evaluation/success": success})
-    print_outcome([run], 4, 4)
-    assert "success (%) 30.0, mean of the evaluations after 2, 3, 4 updates" in capsys.readouterr().out
-    run.config["environment"]["suite"] = "d4rl"
-    print_outcome([run], 4, 4)
-    assert "success (%) 60.0, evaluation after 4 updates" in capsys.readouterr().out
 
 
 def test_the_normalised_score_is_the_score_where_there_is_one():
