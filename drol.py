@@ -501,15 +501,11 @@ def critic_loss(
     }
 
 
-def actor_loss(
-    args: Args, params: Params, batch: Batch, noise: Noise
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """bc_coef * L_bc + q_coef * L_q of the winning candidates (arXiv 2604.22229)."""
-
-    # Route: w = argmin_k ||c_k - a||^2 over the candidates c_k = clip(f(s, z_k), -1, 1). Only the winner receives
-    # gradient, so the candidates are computed without, and the winner once more with it.
+def candidate_distances(args: Args, actor: MLP, batch: Batch, noise: Noise) -> Float[Array, "batch K"]:
+    """||c_k - a||^2 of the candidates c_k = clip(f(s, z_k), -1, 1), without gradient."""
     dtype = jnp.bfloat16 if args.bfloat16_routing else batch.actions.dtype
-    router = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf).astype(dtype), params.actor)
+    # Only the winner receives gradient, so all K are computed without, and the winner once more with it.
+    router = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf).astype(dtype), actor)
 
     def squared_distances(
         observation: Float[Array, " observation"], action: Float[Array, " action"], latents: Float[Array, "K action"]
@@ -517,8 +513,16 @@ def actor_loss(
         candidates = jax.vmap(lambda latent: jnp.clip(router(observation, latent), -1, 1))(latents.astype(dtype))
         return ((candidates - action) ** 2).sum(axis=-1)
 
-    observations = batch.observations.astype(dtype)
-    distances = jax.vmap(squared_distances)(observations, batch.actions, noise.latents)  # [batch, K]
+    return jax.vmap(squared_distances)(batch.observations.astype(dtype), batch.actions, noise.latents)
+
+
+def actor_loss(
+    args: Args, params: Params, batch: Batch, noise: Noise
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """bc_coef * L_bc + q_coef * L_q of the winning candidates (arXiv 2604.22229)."""
+
+    # Route: w = argmin_k ||c_k - a||^2.
+    distances = candidate_distances(args, params.actor, batch, noise)
     winner = distances.argmin(axis=1)
     winning_latents = jnp.take_along_axis(noise.latents, winner[:, None, None], axis=1)[:, 0]
     actions = jnp.clip(jax.vmap(params.actor)(batch.observations, winning_latents), -1, 1)

@@ -68,15 +68,18 @@ class EvaluationEnv(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
         self.ends_at_success = ends_at_success
         self._success = math.nan
-        self._random_state = np.random.get_state()
+        self._bit_generator = np.random.MT19937()
 
     @contextlib.contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
         """OGBench's mazes draw from NumPy's global generator, which every environment here has to itself."""
         with _RANDOM_NUMBERS:
-            np.random.set_state(self._random_state)
-            yield
-            self._random_state = np.random.get_state()
+            shared = np.random.get_bit_generator()
+            np.random.set_bit_generator(self._bit_generator)
+            try:
+                yield
+            finally:
+                np.random.set_bit_generator(shared)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the episode that belongs to `seed`."""

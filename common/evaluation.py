@@ -195,6 +195,7 @@ class Evaluator:
         make = functools.partial(
             make_evaluation_env, self.spec, self.dataset_path, render_mode="rgb_array", width=size, height=size
         )
+        stride = 2 if path.suffix == ".gif" else 1  # a GIF stores every pixel that changes: half of the frames will do
         frames = []
         try:
             env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
@@ -204,10 +205,12 @@ class Evaluator:
                     observations, _ = env.reset(seed=self.episode_seeds[0][episode])
                     time_step, over = 0, False
                     while not over:
-                        frames.append(env.call("render")[0])
+                        if time_step % stride == 0:
+                            frames.append(env.call("render")[0])
                         actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
                         observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
                         time_step, over = time_step + 1, (terminated | truncated).all()
+                    frames.append(env.call("render")[0])  # what it ended with
         except Exception as error:  # of whatever kind the graphics library of the machine raises
             raise UserError(
                 f"--video: this machine does not render ({type(error).__name__}); it needs EGL, or OSMesa and "
@@ -215,7 +218,7 @@ class Evaluator:
             ) from error
         try:
             options = {"loop": 0} if path.suffix == ".gif" else {}
-            iio.imwrite(path, np.stack(frames), fps=fps, **options)
+            iio.imwrite(path, np.stack(frames), fps=fps / stride, **options)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error
         print(f"video: {path}, {len(frames)} frames")

@@ -25,8 +25,9 @@ DIFFERENT = {
     *("ALGORITHM", "Args", "Published", "PUBLISHED", "DEFAULTS", "KNOB", "published_settings", "valid_settings"),
     *("Params", "init_params", "sample_latents", "Noise", "sample_noise", "flow_actions", "actor_loss"),
     *("sample_action", "sample_next_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"),
+    "candidate_distances",
 }
-OF_ONE = {"flow_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"}
+OF_ONE = {"candidate_distances", "flow_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"}
 
 
 def definitions(algorithm) -> dict[str, str]:

@@ -353,7 +353,7 @@ def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(folder, tm
             assert str(error).startswith("--video: this machine does not render")
             return
         film = imageio.imread(tmp_path / "film.mp4")
-        assert film.shape == (100, 64, 64, 3)
+        assert film.shape == (101, 64, 64, 3)  # with the state after the last step
         assert film[0].std() > 5  # there is something to be seen
         assert np.abs(film[-1] - film[0].astype(float)).max() > 50  # and it moves
 
