@@ -10,6 +10,7 @@ import os
 import pathlib
 import time
 import typing
+import uuid
 from importlib import metadata
 from typing import Any
 
@@ -81,6 +82,7 @@ class RunDirectory:
             "device": describe_device(),
             "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
             "seeds_together": seeds_together,
+            "id": uuid.uuid4().hex,  # of the run wherever its folder goes, for Weights & Biases
         }
         check_vacant(path)
         try:
@@ -239,12 +241,11 @@ class RunDirectory:
         Raises:
             UserError: it does not start.
         """
-        name = self.path.resolve().name
         try:
             self._wandb = import_wandb().init(
                 project=project,
-                name=name,
-                id=name,
+                name=str(self.path),
+                id=self.config["id"],
                 resume="allow",
                 reinit="create_new",  # each seed is a run of its own there, too
                 dir=self.path,

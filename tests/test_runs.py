@@ -1,5 +1,9 @@
 """Runs of several seeds that go on as one."""
 
+import collections
+import sys
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -147,3 +151,25 @@ def test_a_metric_that_is_not_finite_is_named_with_its_seed_and_update(tmp_path)
     q[1, 3] = r[1, 2] = np.inf
     with pytest.raises(UserError, match=r"not finite \(seed 4, update 28\): r; .* before its first checkpoint"):
         metrics.add(25, {"q": q, "r": r})
+
+
+def test_each_seed_is_a_run_of_its_own_for_weights_and_biases(tmp_path, monkeypatch):
+    """And the seeds of another experiment are others, although their folders have the same names."""
+    started, logged = {}, collections.defaultdict(list)
+
+    class Recorder(types.ModuleType):
+        def init(self, *, id, **settings):
+            started[id] = settings
+            run = types.SimpleNamespace(log=logged[id].append, finish=lambda: logged[id].append("finished"))
+            run.define_metric = lambda *args, **kwargs: None
+            return run
+
+    monkeypatch.setitem(sys.modules, "wandb", Recorder("wandb"))
+    for experiment in ("a", "b"):
+        runs = Runs(directories(tmp_path / experiment))
+        runs.track("project")
+        runs.log("train", 10, [{"q": 1.0}, {"q": 2.0}])
+        runs.close()
+    assert len(started) == 4
+    assert all(settings["config"]["id"] == id for id, settings in started.items())
+    assert list(logged.values()) == [[{"update": 10, "q": q}, "finished"] for q in (1.0, 2.0, 1.0, 2.0)]
