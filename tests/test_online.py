@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 import signal
 import subprocess
 
@@ -170,6 +171,8 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
         assert (np.abs(ring).sum(axis=1) > 0).sum() == arrays["[1].added"]
     result = run_script("--resume", path)
     assert result.returncode == 0, result.stderr
+    # What is foretold for the whole run leaves the compilation out.
+    assert float(re.search(r"one update takes (\S+) ms", result.stdout)[1]) < 1000
     assert [row["step"] for row in read_table(path / "train.csv")] == list(range(100, 1601, 100))
     assert [row["step"] for row in read_table(path / "eval.csv")] == [100, 1000, 1600]  # the switch is evaluated, too
     explored = read_table(path / "exploration.csv")
