@@ -303,7 +303,7 @@ class Params(eqx.Module):
 
 
 class TrainState(eqx.Module):
-    """Everything that a checkpoint holds."""
+    """Everything that an update changes."""
 
     params: Params
     target_critic: MLP
@@ -326,6 +326,14 @@ class Replay(eqx.Module):
 
     ring: Batch  # a row a transition, the oldest overwritten
     added: Int[Array, ""]  # transitions so far
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on; to evaluate it, the state is enough."""
+
+    state: TrainState
+    replay: Replay | None = None
+    unlogged: dict[str, np.ndarray] | None = None  # metrics since the last row of train.csv
 
 
 def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> Params:
@@ -648,12 +656,11 @@ def evaluate_run(args: Args) -> None:
     )
     with contextlib.closing(evaluator), session.StopSignals() as stop:
         init = functools.partial(init_state, args, *evaluator.dimensions())
-        like = (jax.eval_shape(init, jax.random.key(0)),)  # of a checkpoint the training state is enough
+        like = Checkpoint(jax.eval_shape(init, jax.random.key(0)))
         step = runs.last_common_step(like)
         if step == 0:
             raise UserError(f"{run.path} has no checkpoint yet")
-        (states,) = runs.restore(step, like)
-        policy = make_policy(args, runs.seeds)(states.params)
+        policy = make_policy(args, runs.seeds)(runs.restore(step, like).state.params)
         results = evaluator(policy, stop.requested)
         if results is not None:
             episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
@@ -732,7 +739,7 @@ def main(args: Args) -> None:
     _, names = jax.eval_shape(one_update, states, dataset, train_keys)
     unlogged = IntervalMetrics(names, runs, args.log_interval)
     first_of = functools.partial(jax.tree.map, lambda leaf: leaf[0])
-    like = jax.eval_shape(first_of, (states, replays, unlogged.values))  # what a checkpoint of one seed holds
+    like = jax.eval_shape(first_of, Checkpoint(states, replays, unlogged.values))  # of one seed
     step, total = runs.last_common_step(like), args.offline_steps + args.online_steps
     if step > 0:
         states, replays, unlogged.values = runs.restore(step, like)
@@ -801,11 +808,10 @@ def main(args: Args) -> None:
         """Log the evaluation that is under way, if it has ended or is to be waited for."""
         finished = evaluator.finished(wait=wait)
         if finished is not None:
-            runs.log_evaluation(*finished)
-            progress.report_evaluation(*finished)
+            progress.report_evaluation(finished[0], runs.log_evaluation(*finished))
 
     def save() -> None:
-        runs.save(step, jax.device_get((states, replays, unlogged.values)))
+        runs.save(step, jax.device_get(Checkpoint(states, replays, unlogged.values)))
 
     with (
         contextlib.ExitStack() as stack,
@@ -814,8 +820,8 @@ def main(args: Args) -> None:
     ):
         for closable in (runs, batches_ahead, evaluator):
             stack.callback(closable.close)
-        for missed, (missed_states, *_) in runs.missed_evaluations(like):
-            begin_evaluation(missed, missed_states.params)
+        for missed, checkpoint in runs.missed_evaluations(Checkpoint(like.state)):
+            begin_evaluation(missed, checkpoint.state.params)
         while True:
             if runs.is_due(step):
                 save()

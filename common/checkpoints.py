@@ -74,8 +74,10 @@ def sound_steps(folder: pathlib.Path, like: Any) -> set[int]:
         except DAMAGE as error:
             print(f"warning: {path} is damaged ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
     if paths and not sound:
-        problem = f"all {len(paths)} checkpoints in {folder} are damaged"
-        raise UserError(f"{problem}; nothing can be resumed, start the run anew")
+        problem = (
+            f"all {len(paths)} checkpoints in {folder} are damaged, or were written by another version of the script"
+        )
+        raise UserError(f"{problem}; go on with that version, or start the run anew")
     return sound
 
 

@@ -72,7 +72,10 @@ class EvaluationEnv(gymnasium.Wrapper):
 
     @contextlib.contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """OGBench's mazes draw from NumPy's global generator, which every environment here has to itself."""
+        """OGBench's mazes draw from NumPy's global generator, which every environment here has to itself.
+
+        All but the second of a pair of normal numbers, which `np.random.randn` keeps back: it is lost.
+        """
         with _RANDOM_NUMBERS:
             shared = np.random.get_bit_generator()
             np.random.set_bit_generator(self._bit_generator)

@@ -217,8 +217,8 @@ class Evaluator:
                 "MUJOCO_GL=osmesa"
             ) from error
         try:
-            options = {"loop": 0} if path.suffix == ".gif" else {}
-            iio.imwrite(path, np.stack(frames), fps=fps / stride, **options)
+            options = {"loop": 0, "duration": 1000 * stride / fps} if path.suffix == ".gif" else {"fps": fps}
+            iio.imwrite(path, np.stack(frames), **options)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error
         print(f"video: {path}, {len(frames)} frames")

@@ -159,11 +159,16 @@ class Runs:
         for run, row in zip(self._runs, rows, strict=True):
             run.log(table, {"step": step, **row})
 
-    def log_evaluation(self, step: int, results: Iterable[Row]) -> None:
-        """The same to eval.csv, unless it is there (of seeds that stopped at different moments)."""
-        for run, result in zip(self._runs, results, strict=True):
-            if run.is_due(step):
-                run.log("eval", {"step": step, **result})
+    def log_evaluation(self, step: int, results: Iterable[Row]) -> list[Row]:
+        """The same to eval.csv, unless it is there (of seeds that were killed between their rows).
+
+        Returns:
+            The results that are new.
+        """
+        due = [(run, result) for run, result in zip(self._runs, results, strict=True) if run.is_due(step)]
+        for run, result in due:
+            run.log("eval", {"step": step, **result})
+        return [result for _, result in due]
 
     def print_outcome(self, step: int, total: int) -> None:
         """The last lines: the score of each run, or how to go on."""

@@ -20,6 +20,7 @@ from common import datasets
 from common.env_ids import resolve
 from common.errors import UserError, exit_in_one_line
 from common.run_directory import RunDirectory
+from common.runs import Runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Args:
 def main(args: Args) -> None:
     """Print a line for each K."""
     run = RunDirectory.open(args.run_dir, drol.ALGORITHM, lock=False)
+    runs = Runs([run])
     trained = dataclasses.replace(run.read_args(drol.Args), batch_size=args.transitions)
-    dataset, _ = datasets.load(
+    dataset, provenance = datasets.load(
         resolve(trained.env_id),
         dataset_path=run.dataset_path,
         dataset_dir=trained.dataset_dir,
@@ -46,17 +48,20 @@ def main(args: Args) -> None:
         collect_episodes=None,
         collect_workers=1,
     )
+    run.check_data(provenance)
     init = functools.partial(drol.init_state, trained, dataset.observation_dim, dataset.action_dim)
-    if not run.checkpoint_steps():
+    like = drol.Checkpoint(jax.eval_shape(init, jax.random.key(0)))
+    step = runs.last_common_step(like)
+    if step == 0:
         raise UserError(f"{run.path} has no checkpoint yet")
-    (state,) = run.restore(run.checkpoint_steps()[-1], (jax.eval_shape(init, jax.random.key(0)),))
+    actor = run.restore(step, like).state.params.actor
     batch = drol.take_batch(dataset, np.random.default_rng(0).integers(0, dataset.transitions.size, args.transitions))
     for k in args.num_candidates:
         single = dataclasses.replace(trained, num_candidates=k, bfloat16_routing=False)
         half = dataclasses.replace(single, bfloat16_routing=True)
         noise = drol.sample_noise(single, dataset.action_dim, jax.random.key(0))
         distances, rounded = (
-            drol.candidate_distances(each, state.params.actor, batch, noise) for each in (single, half)
+            jax.jit(functools.partial(drol.candidate_distances, each))(actor, batch, noise) for each in (single, half)
         )
         winner, other = distances.argmin(axis=1), rounded.argmin(axis=1)
         bc_loss, bc_loss_of_other = (

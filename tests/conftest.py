@@ -31,7 +31,7 @@ hypothesis.settings.load_profile("default")
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever one process has compiled serves all those that come after it."""
+    """Whatever one of the processes that tests start has compiled serves all those after it."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # of all workers
@@ -82,6 +82,6 @@ def command(*args: object, script: str = "drol.py", module: str | None = None) -
 def run_script(
     *args: object, cwd: pathlib.Path = REPOSITORY, variables: dict[str, str] | None = None, **program: str
 ) -> subprocess.CompletedProcess:
-    """Run drol.py (or another script, or a module) as a user does, in another process."""
+    """Run drol.py (or another script, or a module) in another process, to its end."""
     env = os.environ | (variables or {})
     return subprocess.run(command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=240, env=env)

@@ -339,9 +339,15 @@ def test_training_and_evaluation_and_resumption(tmp_path, script, env_id):
         assert result.returncode == 0, result.stderr
         numbers = {name: value for name, value in row.items() if name != "step"}
         assert result.stdout == f"after update 100, 2 episodes: {session.describe(numbers)}\n"
-        other = run_script("--evaluate", path, "--inference-num-samples", 8)
-        assert other.stdout.startswith("after update 100, 2 episodes: evaluation/success ")
-        assert other.stdout != result.stdout
+        best_of_8 = ("--eval-episodes", 1, "--inference-num-samples", 8)
+        other = run_script("--evaluate", path, *best_of_8, "--video", tmp_path / "film.gif")
+        evaluated, *filmed = other.stdout.splitlines()
+        assert evaluated.startswith("after update 100, 1 episode: evaluation/success ")
+        if other.returncode == 0:
+            assert filmed == [f"video: {tmp_path / 'film.gif'}, 51 frames"]  # every second of 100, and the last
+            assert imageio.immeta(tmp_path / "film.gif")["duration"] == 2 * 1000 / 100
+        else:
+            assert other.stderr.startswith("error: --video: this machine does not render")
 
 
 def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(folder, tmp_path):

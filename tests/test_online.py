@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -165,11 +166,12 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
     assert f"--resume {path}" in out
     saved = max((path / "checkpoints").iterdir())
     with np.load(saved) as arrays:
-        assert arrays["[1].added"] == arrays["[0].step"] - 100 > 1000
-        ring = arrays["[1].ring.observations"]
+        assert arrays[".replay.added"] == arrays[".state.step"] - 100 > 1000
+        ring = arrays[".replay.ring.observations"]
         assert ring.shape == (1500, 2)
-        assert (np.abs(ring).sum(axis=1) > 0).sum() == arrays["[1].added"]
-    result = run_script("--resume", path)
+        assert (np.abs(ring).sum(axis=1) > 0).sum() == arrays[".replay.added"]
+    cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing-compiled")}
+    result = run_script("--resume", path, variables=cold)
     assert result.returncode == 0, result.stderr
     # What is foretold for the whole run leaves the compilation out.
     assert float(re.search(r"one update takes (\S+) ms", result.stdout)[1]) < 1000
@@ -180,9 +182,48 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
     assert sum(row["exploration/episodes"] for row in explored) >= 1
 
     more = run_script("--evaluate", path, "--eval-episodes", 2, "--inference-num-samples", 4)
-    assert "2 episodes" in more.stdout
+    assert "after update 1,600, 2 episodes:" in more.stdout
     refused = run_script("--evaluate", path, "--tau", 0.5)
     assert (refused.returncode, "--evaluate takes no --tau" in refused.stderr) == (2, True)
+
+
+def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path):
+    """Three seeds on two devices, with an empty place. Rows do not mix offline and online updates."""
+    settings = (
+        *SMALL,
+        "--offline-steps",
+        150,
+        "--online-steps",
+        60,
+        "--eval-episodes",
+        1,
+        "--dataset-path",
+        pointmaze_file,
+    )
+    together = run_script(
+        *(*settings, "--seed", 5, "--num-seeds", 3, "--log-interval", 100, "--run-dir", tmp_path / "together"),
+        variables={"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
+    )
+    assert together.returncode == 0, together.stderr
+    alone = run_script(*settings, "--seed", 6, "--log-interval", 50, "--run-dir", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    rows, finer = (
+        {row["step"]: row for row in read_table(path / "train.csv")}
+        for path in (tmp_path / "together" / "seed6", tmp_path / "alone")
+    )
+    assert (list(rows), list(finer)) == ([100, 150, 200, 210], [50, 100, 150, 200, 210])
+    for step in (150, 200, 210):
+        assert rows[step] == pytest.approx(finer[step], rel=1e-4)
+    assert rows[100]["critic/loss"] == pytest.approx(
+        (finer[50]["critic/loss"] + finer[100]["critic/loss"]) / 2, rel=1e-4
+    )
+    rings = []
+    for path in (tmp_path / "together" / "seed6", tmp_path / "alone", tmp_path / "together" / "seed5"):
+        with np.load(path / "checkpoints" / "step-000000210.npz") as arrays:
+            assert arrays[".replay.added"] == 60
+            rings.append(arrays[".replay.ring.observations"])
+    np.testing.assert_allclose(rings[0], rings[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(rings[0] - rings[2]).max() > 0.1  # each explores for itself
 
 
 @pytest.mark.parametrize(

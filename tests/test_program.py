@@ -55,7 +55,7 @@ def start():
     """Start drol.py in a process group of its own, which does not outlive the test."""
     processes = []
 
-    def start(*args: object, script: str = "drol.py") -> subprocess.Popen:
+    def start(*args: object, script: str = "drol.py", variables: dict[str, str] | None = None) -> subprocess.Popen:
         process = subprocess.Popen(
             command(*args, script=script),
             cwd=REPOSITORY,
@@ -63,6 +63,7 @@ def start():
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env=os.environ | (variables or {}),
         )
         processes.append(process)
         return process
@@ -354,21 +355,20 @@ def assert_close_runs(run: pathlib.Path, reference: pathlib.Path) -> None:
             np.testing.assert_allclose(actual[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("script", ["drol.py", "fql.py"])
-def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path, script):
-    """Three seeds on two devices, with the data on the host; one seed on one device, which holds the data."""
+def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path):
+    """Three seeds on two devices, with the data on the host; one seed on one device, which holds the data. (DROL: test_online.py)"""
     short = (*SMALL, "--offline-steps", 100, "--log-interval", 50, "--eval-episodes", 2, "--data-source", "auto")
     short = (*short, "--dataset-path", pointmaze_file)
     together = run_script(
         *(*short, "--seed", 5, "--num-seeds", 3, "--data-memory", "host", "--run-dir", tmp_path / "together"),
-        script=script,
+        script="fql.py",
         variables={"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
     )
     assert together.returncode == 0, together.stderr
     assert "seeds        5, 6, 7 (2 on each of 2 devices, 1 of 4 places empty)" in together.stdout
     assert together.stdout.count("done: success") == 3
     assert sorted(path.name for path in (tmp_path / "together").iterdir()) == ["seed5", "seed6", "seed7"]
-    alone = run_script(*short, "--seed", 6, "--run-dir", tmp_path / "alone", script=script)
+    alone = run_script(*short, "--seed", 6, "--run-dir", tmp_path / "alone", script="fql.py")
     assert alone.returncode == 0, alone.stderr
     assert_close_runs(tmp_path / "together" / "seed6", tmp_path / "alone")
     evaluations = [read_table(path / "eval.csv") for path in (tmp_path / "together" / "seed6", tmp_path / "alone")]
@@ -402,9 +402,13 @@ def test_seeds_go_on_together_to_the_same_bits_and_alone(start, pointmaze_file, 
 
 
 def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file, tmp_path):
+    """Compiled as it is for users."""
+    users = {"XLA_FLAGS": ""}
     short = (*SMALL, "--offline-steps", 300, "--log-interval", 100, "--eval-episodes", 1)
     for name in ("whole", "broken"):
-        process = start(*short, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / name, script="fql.py")
+        process = start(
+            *short, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / name, script="fql.py", variables=users
+        )
         if name == "broken":
             wait_for(lambda: logged_rows(tmp_path / "broken") > 1, process)
             process.send_signal(signal.SIGINT)
@@ -413,7 +417,7 @@ def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file,
     assert "tune --alpha" in out
     result = run_script("--resume", tmp_path / "broken")
     assert (result.returncode, "a run of fql.py, not of drol.py" in result.stderr) == (2, True)
-    run_script("--resume", tmp_path / "broken", script="fql.py")
+    run_script("--resume", tmp_path / "broken", script="fql.py", variables=users)
     for name in REPRODUCIBLE:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
     assert {"actor/flow_loss", "actor/distill_loss"} < set(read_table(tmp_path / "whole" / "train.csv")[0])

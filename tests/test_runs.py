@@ -99,7 +99,8 @@ def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_
     missed = [(step, states["step"].tolist()) for step, states in runs.missed_evaluations(TREE)]
     assert missed == [(20, [20, 20]), (40, [40, 40])]
     assert runs.is_due(20)
-    runs.log_evaluation(20, [{"evaluation/success": 2.0}, {"evaluation/success": 3.0}])
+    logged = runs.log_evaluation(20, [{"evaluation/success": 2.0}, {"evaluation/success": 3.0}])
+    assert logged == [{"evaluation/success": 3.0}]
     assert [run.evaluations[20]["evaluation/success"] for run in each] == [1.0, 3.0]  # no row twice
     assert not runs.is_due(20)
 
