@@ -356,7 +356,7 @@ def assert_close_runs(run: pathlib.Path, reference: pathlib.Path) -> None:
 
 
 def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path):
-    """Three seeds on two devices, with the data on the host; one seed on one device, which holds the data. (DROL: test_online.py)"""
+    """Three seeds on two devices, with the data on the host; one seed on one device, which holds the data."""
     short = (*SMALL, "--offline-steps", 100, "--log-interval", 50, "--eval-episodes", 2, "--data-source", "auto")
     short = (*short, "--dataset-path", pointmaze_file)
     together = run_script(
