@@ -31,7 +31,13 @@ def make_args(algorithm: types.ModuleType, **settings):
 
 
 def init(algorithm, args, seed: int, observation_dim: int = OBSERVATION_DIM, action_dim: int = ACTION_DIM):
-    return jax.jit(functools.partial(algorithm.init_state, args, observation_dim, action_dim))(jax.random.key(seed))
+    return _compiled_init(algorithm, args.hidden_sizes, observation_dim, action_dim)(jax.random.key(seed))
+
+
+@functools.cache  # compiling it takes longer than most tests do
+def _compiled_init(algorithm, hidden_sizes: tuple[int, ...], observation_dim: int, action_dim: int):
+    args = make_args(algorithm, hidden_sizes=hidden_sizes)
+    return jax.jit(functools.partial(algorithm.init_state, args, observation_dim, action_dim))
 
 
 def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
