@@ -34,8 +34,8 @@ def main(args: Args) -> None:
     d4rl = args.folder / "d4rl"
     plot.main(plot.Args((d4rl,), d4rl / "updates"))
     table.main(table.Args((d4rl,), d4rl / "table"))
-    plot.main(plot.Args((args.folder / "online",), args.folder / "online" / "updates"))
-    plot.main(plot.Args((args.folder / "antmaze",), args.folder / "antmaze" / "updates"))
+    for folder in ("quick-start", "online", "antmaze"):
+        plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
     speed.render(args.folder / "speed" / "speed")
