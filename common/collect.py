@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line
 from common.files import sha256, write_whole
 from common.machine import available_cores
+from common.session import interrupt_event, starting_workers
 
 ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
@@ -152,11 +152,18 @@ def collect(
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (spec, size.episode_steps)) as pool,
+        interrupt_event() as interrupted,
         progress,
     ):
         try:
             # Not pool.map: it cancels what is left when interrupted, which a pool that breaks afterwards stumbles over.
-            for episode in [pool.submit(_work, (seed, index)) for index in range(total)]:
+            with starting_workers():
+                results = [pool.submit(_work, (seed, index)) for index in range(total)]
+            for episode in results:
+                while not (episode.done() or interrupted.is_set()):
+                    concurrent.futures.wait([episode], timeout=0.2)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 collected.append(episode.result())
                 progress.update(size.episode_steps)
         except concurrent.futures.process.BrokenProcessPool as error:
@@ -217,7 +224,6 @@ _collect_episode: Callable[[], Episode]
 
 
 def _start_worker(spec: EnvSpec, episode_steps: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _collect_episode
     recipe = maze_recipe if spec.env_name.startswith(("pointmaze", "antmaze")) else manipulation_recipe

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import TracebackType
 
 import tqdm
@@ -24,6 +25,39 @@ def announce(**lines: str) -> None:
     """Print what a run resolved to, a line each."""
     for name, text in lines.items():
         print(f"{name:<12} {text}", flush=True)
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes that this thread spawns meanwhile do not see Ctrl-C, and do not import the script that was started.
+
+    A terminal sends Ctrl-C to all of us, but it is for the parent to handle. Workers inherit what is blocked; a handler
+    of their own would come too late for a Ctrl-C while they import. The script would bring JAX with it.
+    """
+    resource_tracker.ensure_running()  # it would lift the block when it is first needed
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    script = sys.modules["__main__"]
+    file = getattr(script, "__file__", None)
+    script.__file__ = None
+    try:
+        yield
+    finally:
+        script.__file__ = file
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def interrupt_event() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, for a loop that asks for it. A KeyboardInterrupt would be lost now and then:
+
+    Python drops an exception in a callback of its garbage collector, and JAX has one. Main thread only.
+    """
+    interrupted = threading.Event()
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class StopSignals:
