@@ -22,6 +22,7 @@ from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env, make_evaluation_lanes
 from common.errors import UserError
 from common.machine import available_cores
+from common.session import starting_workers
 
 GRACE_S = 1.0
 LANES_PER_WORKER = 4  # at least: the policy is called once for all of them, and processes talk less
@@ -233,7 +234,8 @@ class Evaluator:
             if self.workers == 1:
                 self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
             else:  # spawned, so that no worker inherits JAX's threads or touches the accelerator
-                self._envs = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+                with starting_workers():
+                    self._envs = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         return self._envs
 
     def lanes_of_workers(self) -> list[list[list[int]]]:
