@@ -770,7 +770,8 @@ def main(args: Args) -> None:
         sizes = (dataset.observation_dim, dataset.action_dim)
         return init_state(args, *sizes, key), init_replay(args, *sizes, num_transitions)
 
-    states, replays = jax.jit(jax.vmap(init), out_shardings=placement.by_seed)(init_keys)
+    initialise = jax.jit(jax.vmap(init), out_shardings=placement.by_seed, compiler_options=machine.quick_to_compile())
+    states, replays = initialise(init_keys)
     session.announce(
         environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
         data=f"{datasets.describe(provenance)}, {dataset.describe_size()}" + (" on the host" if on_host else ""),

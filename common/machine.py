@@ -74,6 +74,12 @@ def single_threaded() -> dict[str, bool]:
     return {"xla_cpu_multi_thread_eigen": False} if policy_device().platform == "cpu" else {}
 
 
+def quick_to_compile() -> dict[str, int | bool]:
+    """Compiler options for a program that runs once. On a CPU initialisation takes five seconds to compile without."""
+    on_cpu = jax.default_backend() == "cpu"
+    return {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False} if on_cpu else {}
+
+
 def policy_device() -> jax.Device:
     """Where policies are evaluated: the CPU, where no call waits for a chunk of updates to end."""
     try:
