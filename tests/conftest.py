@@ -1,5 +1,6 @@
 """Fixtures: real data, collected once for the whole suite. Annotated shapes and types are checked at run time."""
 
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -32,13 +33,16 @@ hypothesis.settings.register_profile("default", deadline=None, max_examples=50) 
 hypothesis.settings.load_profile("default")
 
 
+def shared_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """One for all processes that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever one of the processes that tests start has compiled serves all those after it."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared_temporary_folder(tmp_path_factory) / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
@@ -46,9 +50,13 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with collected data: pointmaze-medium (4 episodes of 1001 steps) and cube-single (2 episodes)."""
-    folder = tmp_path_factory.mktemp("data")
-    collect.collect(resolve("pointmaze-medium"), folder, episodes=4, workers=1)
-    collect.collect(resolve("cube-single"), folder, episodes=2, val_episodes=1, workers=2)
+    folder = shared_temporary_folder(tmp_path_factory) / "data"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds it all
+        for env_id, episodes, val_episodes in (("pointmaze-medium", 4, 0), ("cube-single", 2, 1)):
+            if not collect.collected_path(resolve(env_id), folder, episodes, 0).exists():
+                collect.collect(resolve(env_id), folder, episodes=episodes, val_episodes=val_episodes, workers=2)
     return folder
 
 

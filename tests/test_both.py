@@ -140,19 +140,19 @@ def learned_q(args, dataset, num_updates=1500):
     return np.asarray(drol.q_values(state.params.critic, observations, actions).mean(0))
 
 
-def test_q_of_a_chain_is_the_discounted_reward():
-    # 0 -> 1 -> 2 (complete), rewards 0 and 1: Q(1) = 1, Q(0) = discount.
-    data = one_hot_dataset([(0, 0.0, 1.0), (1, 1.0, 0.0)] * 20, [1, 2] * 20)
-    q = learned_q(make_args(drol, **PROBE, discount=0.5), data)
-    np.testing.assert_allclose(q[:2], [0.5, 1.0], atol=0.05)
-
-
-def test_the_end_of_a_trajectory_is_bootstrapped_and_completion_is_not():
-    # Both trajectories end after one step. State 0 goes on (mask 1) for ever at -1 a step: Q = -1 / (1 - 0.5) = -2.
-    # State 1 is complete (mask 0): Q = -1.
-    data = one_hot_dataset([(0, -1.0, 1.0), (1, -1.0, 0.0)] * 20, [0, 0] * 20)
-    q = learned_q(make_args(drol, **PROBE, discount=0.5), data)
-    np.testing.assert_allclose(q[:2], [-2.0, -1.0], atol=0.1)
+def test_q_values_where_they_are_known():
+    steps = {
+        0: (0.0, 1.0, 1),  # a chain, 0 -> 1 -> 2, complete there, with rewards 0 and 1: Q(1) = 1, Q(0) = discount
+        1: (1.0, 0.0, 2),
+        3: (-1.0, 1.0, 3),  # a trajectory ends, but the task goes on for ever: Q = -1 / (1 - discount)
+        4: (-1.0, 0.0, 3),  # the task is complete: Q = -1
+    }
+    data = one_hot_dataset(
+        [(state, reward, mask) for state, (reward, mask, _) in steps.items()] * 20,
+        [successor for _, _, successor in steps.values()] * 20,
+    )
+    q = learned_q(make_args(drol, **PROBE, discount=0.5, num_candidates=2), data)
+    np.testing.assert_allclose(q[[0, 1, 3, 4]], [0.5, 1.0, -2.0, -1.0], atol=0.1)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

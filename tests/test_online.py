@@ -146,60 +146,51 @@ def test_truncation_bootstraps_and_begins_anew():
     exploration.close()
 
 
-SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-workers", 1)
-ONLINE = (*SMALL, "--offline-steps", 100, "--online-steps", 1500, "--log-interval", 100, "--eval-episodes", 1)
+SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--eval-episodes", 1)
+# An episode of cube-single has 200 steps.
+ONLINE = ("--env-id", "cube-single", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
 
-def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze_file, tmp_path):
+def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(cube_file, tmp_path):
     path = tmp_path / "run"
     process = subprocess.Popen(
-        command(*ONLINE, "--dataset-path", pointmaze_file, "--run-dir", path, "--eval-interval", 1000),
+        command(*ONLINE, "--dataset-path", cube_file, "--run-dir", path, "--eval-interval", 250),
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
     )
     for line in process.stdout:
-        if " 1,200 of 1,600" in line:
+        if " 300 of 500" in line:
             break
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert f"--resume {path}" in out
     saved = max((path / "checkpoints").iterdir())
     with np.load(saved) as arrays:
-        assert arrays[".replay.added"] == arrays[".state.step"] - 100 > 1000
+        assert arrays[".replay.added"] == arrays[".state.step"] - 100 >= 200
         ring = arrays[".replay.ring.observations"]
-        assert ring.shape == (1500, 2)
+        assert ring.shape == (400, 28)
         assert (np.abs(ring).sum(axis=1) > 0).sum() == arrays[".replay.added"]
-    cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing-compiled")}
-    result = run_script("--resume", path, variables=cold)
+    result = run_script("--resume", path)
     assert result.returncode == 0, result.stderr
     # What is foretold for the whole run leaves the compilation out.
     assert float(re.search(r"one update takes (\S+) ms", result.stdout)[1]) < 1000
-    assert [row["step"] for row in read_table(path / "train.csv")] == list(range(100, 1601, 100))
-    assert [row["step"] for row in read_table(path / "eval.csv")] == [100, 1000, 1600]  # the switch is evaluated, too
+    assert [row["step"] for row in read_table(path / "train.csv")] == list(range(100, 501, 100))
+    assert [row["step"] for row in read_table(path / "eval.csv")] == [100, 250, 500]  # the switch is evaluated, too
     explored = read_table(path / "exploration.csv")
-    assert [row["step"] for row in explored] == list(range(200, 1601, 100))
+    assert [row["step"] for row in explored] == list(range(200, 501, 100))
     assert sum(row["exploration/episodes"] for row in explored) >= 1
 
     more = run_script("--evaluate", path, "--eval-episodes", 2, "--inference-num-samples", 4)
-    assert "after update 1,600, 2 episodes:" in more.stdout
+    assert "after update 500, 2 episodes:" in more.stdout
     refused = run_script("--evaluate", path, "--tau", 0.5)
     assert (refused.returncode, "--evaluate takes no --tau" in refused.stderr) == (2, True)
 
 
 def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path):
     """Three seeds on two devices, with an empty place. Rows do not mix offline and online updates."""
-    settings = (
-        *SMALL,
-        "--offline-steps",
-        150,
-        "--online-steps",
-        60,
-        "--eval-episodes",
-        1,
-        "--dataset-path",
-        pointmaze_file,
-    )
+    settings = ("--env-id", "pointmaze-medium", *SMALL, "--dataset-path", pointmaze_file)
+    settings = (*settings, "--offline-steps", 150, "--online-steps", 60)
     together = run_script(
         *(*settings, "--seed", 5, "--num-seeds", 3, "--log-interval", 100, "--run-dir", tmp_path / "together"),
         variables={"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
@@ -229,11 +220,11 @@ def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--buffer-size", 3000), "--buffer-size 3000: the data set alone has 4000 transitions"),
+        (("--buffer-size", 1500), "--buffer-size 1500: the data set alone has 2000 transitions"),
         (("--data-memory", "host"), "needs the data set on the device"),
         (("--balanced-sampling", "--batch-size", 1), "--batch-size 1: out of range"),
     ],
 )
-def test_what_cannot_be_fine_tuned_is_refused(pointmaze_file, tmp_path, args, message, refusal):
-    assert message in refusal(*ONLINE, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", *args)
+def test_what_cannot_be_fine_tuned_is_refused(cube_file, tmp_path, args, message, refusal):
+    assert message in refusal(*ONLINE, "--dataset-path", cube_file, "--run-dir", tmp_path / "run", *args)
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -20,9 +21,9 @@ from conftest import REPOSITORY, command, run_script
 import drol
 from common.run_directory import read_table
 
-UPDATES = 4000  # takes long enough to be killed in the middle
-SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-workers", 1)
-RUN = (*SMALL, "--offline-steps", UPDATES, "--log-interval", 100, "--eval-interval", 2000, "--eval-episodes", 1)
+UPDATES = 2000  # takes long enough to be killed in the middle
+SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1)
+RUN = (*SMALL, "--offline-steps", UPDATES, "--log-interval", 100, "--eval-interval", 1000, "--eval-episodes", 1)
 REPRODUCIBLE = ("train.csv", "eval.csv")
 
 
@@ -101,12 +102,12 @@ def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
         "nothing is published for pointmaze-medium-navigate; tune --bc-coef",
         "one update takes",
         "done: success (%)",
-        "after 2,000, 4,000 updates",
+        "after 1,000, 2,000 updates",
     ):
         assert expected in out, expected
     train, evaluations = read_table(unbroken / "train.csv"), read_table(unbroken / "eval.csv")
     assert [row["step"] for row in train] == list(range(100, UPDATES + 1, 100))
-    assert [row["step"] for row in evaluations] == [2000, 4000]
+    assert [row["step"] for row in evaluations] == [1000, 2000]
     assert train[-1]["actor/bc_loss"] < train[0]["actor/bc_loss"]
     config = json.loads((unbroken / "config.json").read_text())
     assert config["dataset"]["source"] == "collected"
@@ -125,22 +126,12 @@ def test_winners_that_bfloat16_routing_changes_are_counted(unbroken):
 
 
 def test_another_seed_is_another_run(unbroken, pointmaze_file, tmp_path):
-    short = (
-        *SMALL,
-        "--offline-steps",
-        100,
-        "--log-interval",
-        100,
-        "--eval-episodes",
-        1,
-        "--dataset-path",
-        pointmaze_file,
-    )
-    for seed in (0, 1):
-        assert run_script(*short, "--seed", seed, "--run-dir", tmp_path / str(seed)).returncode == 0
-    rows = [(tmp_path / str(seed) / "train.csv").read_text() for seed in (0, 1)]
-    assert (unbroken / "train.csv").read_text().startswith(rows[0])
-    assert rows[0] != rows[1]
+    short = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 1, "--seed", 1)
+    assert run_script(*short, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run").returncode == 0
+    (row,) = read_table(tmp_path / "run" / "train.csv")
+    other = read_table(unbroken / "train.csv")[0]
+    assert row["step"] == other["step"] == 100
+    assert all(row[name] != other[name] for name in row if name != "step")
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -258,16 +249,15 @@ def test_unknown_and_ill_typed_arguments_have_status_2(args, capsys):
 def test_damaged_data_is_refused(pointmaze_file, tmp_path):
     path = tmp_path / "half.npz"
     path.write_bytes(pointmaze_file.read_bytes()[:5000])
-    result = run_script(*SMALL, "--dataset-path", path)
+    result = run_script(*SMALL, "--dataset-path", path)  # as a user meets it: all that is printed, and the exit status
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {path}: damaged or not an npz file")
     assert "Traceback" not in result.stderr
 
 
-def test_a_taken_run_directory_is_refused(unbroken, pointmaze_file):
-    result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", unbroken)
-    assert result.returncode == 2
-    assert f"go on with it: --resume {unbroken}" in result.stderr
+def test_a_taken_run_directory_is_refused(unbroken, pointmaze_file, refusal):
+    message = refusal(*RUN, "--dataset-path", pointmaze_file, "--run-dir", unbroken)
+    assert f"go on with it: --resume {unbroken}" in message
 
 
 def test_a_diverging_loss_stops_the_run(pointmaze_file, tmp_path):
@@ -296,18 +286,16 @@ def test_a_full_disk_is_one_line(start, pointmaze_file, tmp_path, file):
     assert "Traceback" not in out
 
 
-def test_a_run_that_is_in_use_is_refused(start, pointmaze_file, tmp_path):
+def test_a_run_that_is_in_use_is_refused(start, pointmaze_file, tmp_path, refusal):
     process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
     wait_for(lambda: logged_rows(tmp_path / "run") > 0, process)
     process.send_signal(signal.SIGSTOP)
-    result = run_script("--resume", tmp_path / "run")
-    assert result.returncode == 2
-    assert "in use by another process" in result.stderr
+    assert "in use by another process" in refusal("--resume", tmp_path / "run")
 
 
 def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(start, pointmaze_file, tmp_path):
     path = tmp_path / "run"
-    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 20, "--eval-workers", 2)
+    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 8, "--eval-workers", 2)
     process = start(*settings, "--dataset-path", pointmaze_file, "--run-dir", path)
     wait_for(lambda: (path / "checkpoints" / "step-000000100.npz").exists(), process)  # saved, then evaluated
     time.sleep(1)
@@ -352,7 +340,8 @@ def assert_close_runs(run: pathlib.Path, reference: pathlib.Path) -> None:
     assert newest(run).name == newest(reference).name
     with np.load(newest(run)) as actual, np.load(newest(reference)) as expected:
         for key in expected:
-            np.testing.assert_allclose(actual[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
+            scale = np.abs(expected[key]).max(initial=1)
+            np.testing.assert_allclose(actual[key], expected[key], rtol=1e-4, atol=1e-6 * scale, err_msg=key)
 
 
 def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path):
@@ -379,7 +368,7 @@ def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path):
 
 
 def test_seeds_go_on_together_to_the_same_bits_and_alone(start, pointmaze_file, tmp_path):
-    settings = (*SMALL, "--num-seeds", 2, "--offline-steps", 2000, "--log-interval", 100, "--eval-episodes", 1)
+    settings = (*SMALL, "--num-seeds", 2, "--offline-steps", 1000, "--log-interval", 50, "--eval-episodes", 1)
     settings = (*settings, "--dataset-path", pointmaze_file)
     assert run_script(*settings, "--run-dir", tmp_path / "whole").returncode == 0
     process = start(*settings, "--run-dir", tmp_path / "broken")
@@ -395,13 +384,13 @@ def test_seeds_go_on_together_to_the_same_bits_and_alone(start, pointmaze_file, 
             assert (run / name).read_bytes() == (tmp_path / "whole" / run.name / name).read_bytes()
     assert run_script("--resume", tmp_path / "alone").returncode == 0
     rows = read_table(tmp_path / "alone" / "train.csv")
-    assert [row["step"] for row in rows] == list(range(100, 2001, 100))
+    assert [row["step"] for row in rows] == list(range(50, 1001, 50))
     assert rows[-1]["critic/q_mean"] == pytest.approx(
         read_table(tmp_path / "whole" / "seed1" / "train.csv")[-1]["critic/q_mean"], rel=0.02
     )
 
 
-def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file, tmp_path):
+def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file, tmp_path, refusal):
     """Compiled as it is for users."""
     users = {"XLA_FLAGS": ""}
     short = (*SMALL, "--offline-steps", 300, "--log-interval", 100, "--eval-episodes", 1)
@@ -415,23 +404,21 @@ def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file,
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0, out
     assert "tune --alpha" in out
-    result = run_script("--resume", tmp_path / "broken")
-    assert (result.returncode, "a run of fql.py, not of drol.py" in result.stderr) == (2, True)
+    assert "a run of fql.py, not of drol.py" in refusal("--resume", tmp_path / "broken")
     run_script("--resume", tmp_path / "broken", script="fql.py", variables=users)
     for name in REPRODUCIBLE:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
     assert {"actor/flow_loss", "actor/distill_loss"} < set(read_table(tmp_path / "whole" / "train.csv")[0])
 
 
-def test_changed_data_is_noticed_on_resume(pointmaze_file, tmp_path):
-    data = tmp_path / "data.npz"
-    data.write_bytes(pointmaze_file.read_bytes())
-    short = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 1)
-    assert run_script(*short, "--dataset-path", data, "--run-dir", tmp_path / "run").returncode == 0
+def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, refusal):
+    shutil.copytree(unbroken, tmp_path / "run")
+    data = tmp_path / "data.npz"  # the run finds this where its data was
     np.savez(data, **{key: value[:1001] for key, value in np.load(pointmaze_file).items()})
-    result = run_script("--resume", tmp_path / "run")
-    assert result.returncode == 2
-    assert "SHA-256 differs" in result.stderr
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert str(pointmaze_file) in config
+    (tmp_path / "run" / "config.json").write_text(config.replace(str(pointmaze_file), str(data)))
+    assert "SHA-256 differs" in refusal("--resume", tmp_path / "run")
 
 
 def test_print_config_touches_no_data(tmp_path):
@@ -453,16 +440,7 @@ def test_help_and_argument_errors_answer_quickly():
     assert "--bc-coef" in run_script("--help").stdout
 
 
-def test_wandb_missing_is_one_line(pointmaze_file, tmp_path):
-    hidden = tmp_path / "wandb.py"
-    hidden.write_text("raise ImportError('not here')\n")
-    result = subprocess.run(
-        command(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", "--track"),
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 2
-    assert "pip install wandb" in result.stderr
+def test_wandb_missing_is_one_line(pointmaze_file, tmp_path, monkeypatch, refusal):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it fails
+    message = refusal(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", "--track")
+    assert "pip install wandb" in message
