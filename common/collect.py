@@ -166,6 +166,8 @@ def collect(
                     raise KeyboardInterrupt
                 collected.append(episode.result())
                 progress.update(size.episode_steps)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError("a collecting process died; fewer workers need less memory") from error
         except BaseException:

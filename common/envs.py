@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import multiprocessing
 import os
 import pathlib
 import threading
@@ -21,7 +20,6 @@ from common.errors import UserError
 from common.minari_data import flatten_observation
 
 ACTION_BOUND = 1 - 1e-5  # actions to learn from are clipped to +-ACTION_BOUND, as in the reference implementations
-NICENESS = 10  # of evaluation workers: where they and updates want the same core, they get a tenth of it
 
 # Of every machine without a display, of OGBench's float64 bounds for float32 actions, and of its missing metadata.
 warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
@@ -231,8 +229,6 @@ def make_evaluation_lanes(
     spec: EnvSpec, dataset_path: pathlib.Path | None, episode_seeds: Sequence[Sequence[int]]
 ) -> EpisodeLanes:
     """What a worker process of an evaluation runs: `EpisodeLanes` of `make_evaluation_env`."""
-    if multiprocessing.parent_process() is not None:
-        os.nice(NICENESS)  # its steps fill the gaps that updates leave on the cores
     return EpisodeLanes(functools.partial(make_evaluation_env, spec, dataset_path), episode_seeds)
 
 

@@ -16,7 +16,7 @@ import tqdm
 SLOW_RUN_S = 3600
 SAME_SIGNAL_S = 0.3  # job schedulers deliver one signal twice, to the group and to the process
 SLOW_RUN_HINT = (
-    "that is long, on a CPU: in README.md, 'Quick start' is a run that a laptop finishes, and 'Accelerators' has the "
+    "that is long, on a CPU: in README.md, 'Quick start' is a run for a CPU, and 'Accelerators' has the "
     "line that adds a GPU"
 )
 
@@ -29,21 +29,20 @@ def announce(**lines: str) -> None:
 
 @contextlib.contextmanager
 def starting_workers() -> Iterator[None]:
-    """Processes that this thread spawns meanwhile do not see Ctrl-C, and do not import the script that was started.
+    """Processes that this thread spawns meanwhile do not see Ctrl-C, and do not import a script started by its path.
 
     A terminal sends Ctrl-C to all of us, but it is for the parent to handle. Workers inherit what is blocked; a handler
-    of their own would come too late for a Ctrl-C while they import. The script would bring JAX with it.
+    of their own would come too late for a Ctrl-C while they import. Workers of an evaluation need none of the script.
     """
     resource_tracker.ensure_running()  # it would lift the block when it is first needed
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    script = sys.modules["__main__"]
-    file = getattr(script, "__file__", None)
-    script.__file__ = None
+    script = vars(sys.modules["__main__"])
+    hidden = {name: script.pop(name) for name in ("__file__",) if name in script}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        script.__file__ = file
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        script.update(hidden)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextlib.contextmanager

@@ -295,7 +295,7 @@ def test_a_run_that_is_in_use_is_refused(start, pointmaze_file, tmp_path, refusa
 
 def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(start, pointmaze_file, tmp_path):
     path = tmp_path / "run"
-    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 8, "--eval-workers", 2)
+    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 20, "--eval-workers", 2)
     process = start(*settings, "--dataset-path", pointmaze_file, "--run-dir", path)
     wait_for(lambda: (path / "checkpoints" / "step-000000100.npz").exists(), process)  # saved, then evaluated
     time.sleep(1)
@@ -309,7 +309,7 @@ def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(sta
 
 
 def test_an_evaluation_beside_training_is_neither_lost_nor_done_twice(start, pointmaze_file, tmp_path):
-    """Killed while the evaluation after update 100 runs, and the checkpoints are well beyond it."""
+    """Killed while the evaluation after update 500 runs, and the checkpoints are well beyond it."""
     settings = (*SMALL, "--offline-steps", 1000, "--log-interval", 100, "--eval-interval", 500, "--save-minutes", 0)
     settings = (*settings, "--eval-episodes", 8, "--dataset-path", pointmaze_file)
     assert run_script(*settings, "--run-dir", tmp_path / "whole").returncode == 0
