@@ -289,7 +289,7 @@ class MLP(eqx.Module):
 
 def _linear(fan_in: int, fan_out: int, *, key: Key[Array, ""]) -> eqx.nn.Linear:
     """Glorot uniform kernel and zero bias, unlike Equinox's own initialisation."""
-    layer = eqx.nn.Linear(fan_in, fan_out, key=jax.random.key(0))  # its own numbers are replaced
+    layer = eqx.filter_eval_shape(eqx.nn.Linear, fan_in, fan_out, key=key)
     weight = jax.nn.initializers.glorot_uniform()(key, (fan_out, fan_in))
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(fan_out)))
 
@@ -510,6 +510,7 @@ def actor_loss(
 # Training
 
 
+@functools.partial(jax.jit, static_argnums=0)  # traced once, whatever lengths chunks have
 def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One gradient step on both losses, taken at the same parameters, and one step of the target critic."""
 

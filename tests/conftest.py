@@ -71,12 +71,13 @@ def cube_file(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+def refusal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """What drol.py answers, in one line and with exit status 2, to arguments that it refuses; in this process."""
 
     def refusal(*args: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["drol.py", *map(str, args)])
         with pytest.raises(SystemExit) as stopped:
-            exit_in_one_line(lambda: drol.main(tyro.cli(drol.Args, args=[str(arg) for arg in args])))
+            exit_in_one_line(lambda: drol.main(tyro.cli(drol.Args)))
         assert stopped.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: ")

@@ -324,7 +324,7 @@ def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
 
 
 def test_speed_is_measured_and_rendered(tmp_path):
-    small = ("--num-candidates", 3, "--num-seeds", 1, 2, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
+    small = ("--num-candidates", 3, "--num-seeds", 1, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
     result = run_script(*small, "--out", tmp_path / "speed", script="results/speed.py")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "speed.md").read_text() == result.stdout

@@ -13,7 +13,7 @@ from common.datasets import Dataset
 from common.env_ids import resolve
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
-PROBE = {"hidden_sizes": (32, 32), "batch_size": 64, "learning_rate": 3e-3, "tau": 0.05}
+PROBE = {"hidden_sizes": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "tau": 0.05}
 
 
 @contextlib.contextmanager
