@@ -182,6 +182,7 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(cube_file
     assert sum(row["exploration/episodes"] for row in explored) >= 1
 
     more = run_script("--evaluate", path, "--eval-episodes", 2, "--inference-num-samples", 4)
+    assert more.returncode == 0, more.stderr
     assert "after update 500, 2 episodes:" in more.stdout
     assert "--evaluate takes no --tau" in refusal("--evaluate", path, "--tau", 0.5)
 
@@ -207,6 +208,8 @@ def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp
     assert rows[100]["critic/loss"] == pytest.approx(
         (finer[50]["critic/loss"] + finer[100]["critic/loss"]) / 2, rel=1e-4
     )
+    other = read_table(tmp_path / "together" / "seed5" / "train.csv")[0]
+    assert all(rows[100][name] != other[name] for name in other if name != "step")  # another seed is another run
     rings = []
     for path in (tmp_path / "together" / "seed6", tmp_path / "alone", tmp_path / "together" / "seed5"):
         with np.load(path / "checkpoints" / "step-000000210.npz") as arrays:

@@ -137,12 +137,12 @@ def test_killed_three_times_at_random_moments_and_resumed_to_the_same_bits(start
         # At first any time after the folder appears, maybe before the first checkpoint; later in the middle.
         if attempt == 0:
             wait_for((path / "config.json").exists, process)
-        else:
-            wait_for(lambda rows=rows: logged_rows(path) > max(rows, 1), process)
-        delay = random.random() / 2
+        else:  # a header and two rows: there are two checkpoints
+            wait_for(lambda rows=rows: logged_rows(path) > max(rows, 2), process)
+        delay = random.random() * (1.5 if attempt == 0 else 0.3)
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGKILL)
-        out, _ = process.communicate()
+        out, _ = process.communicate(timeout=60)
         assert ("is damaged" in out) == damaged
         print(f"killed {delay:.3f} s later, with {logged_rows(path)} rows")  # shown where the test fails
         damaged = attempt == 1
@@ -360,8 +360,6 @@ def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path):
     alone = run_script(*short, "--seed", 6, "--run-dir", tmp_path / "alone", script="fql.py")
     assert alone.returncode == 0, alone.stderr
     assert_close_runs(tmp_path / "together" / "seed6", tmp_path / "alone")
-    ours, others = (read_table(tmp_path / "together" / name / "train.csv")[0] for name in ("seed6", "seed7"))
-    assert all(ours[name] != others[name] for name in ours if name != "step")  # another seed is another run
     evaluations = [read_table(path / "eval.csv") for path in (tmp_path / "together" / "seed6", tmp_path / "alone")]
     assert evaluations[0][0] == pytest.approx(evaluations[1][0], rel=1e-3)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("together/seed6", "alone")]
