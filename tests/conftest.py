@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from jaxtyping import install_import_hook
-
 # Nearly all the time of these tests goes into compiling tiny programs, here and in the processes that are started.
 # XLA leaves out here what makes programs run fast; a chunk compiles three times faster. Before JAX is imported:
 os.environ["XLA_FLAGS"] = (
@@ -16,13 +14,18 @@ os.environ["XLA_FLAGS"] = (
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
+# Before the hook: what a module under it imports for the first time is compiled from source, all of JAX included.
+import equinox  # noqa: F401
+import gymnasium  # noqa: F401
+import hypothesis
+import optax  # noqa: F401
+import pytest
+import tyro
+from jaxtyping import install_import_hook
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 install_import_hook(["drol", "fql", "common"], "beartype.beartype")
-
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import tyro  # noqa: E402
 
 import drol  # noqa: E402
 from common import collect  # noqa: E402

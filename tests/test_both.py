@@ -96,7 +96,7 @@ def test_batches_from_the_host_are_those_that_the_device_draws(algorithm):
                 sampled = algorithm.sample_chunk(args, dataset.transitions.size, key, jnp.int32(first), 4)
                 data = algorithm.take_batch(dataset, np.asarray(sampled))
                 assert isinstance(data.observations, np.ndarray)
-            state, _ = jax.jit(functools.partial(algorithm.train_chunk, args, num_updates=4))(state, data, key)
+            state, _ = chunk(algorithm, args, state, data, 1, 4)
         results.append(state)
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -87,10 +87,13 @@ def bandit(actions: np.ndarray, rewards: np.ndarray) -> Dataset:
     )
 
 
-def chunk(algorithm, args, state, dataset, seed, num_updates):
-    return jax.jit(functools.partial(algorithm.train_chunk, args, num_updates=num_updates))(
-        state, dataset, jax.random.key(seed)
-    )
+def chunk(algorithm, args, state, data, seed, num_updates):
+    return _compiled_chunk(algorithm, args, num_updates)(state, data, jax.random.key(seed))
+
+
+@functools.cache
+def _compiled_chunk(algorithm, args, num_updates: int):
+    return jax.jit(functools.partial(algorithm.train_chunk, args, num_updates=num_updates))
 
 
 def train(algorithm, args, dataset, num_updates, seed=0):
