@@ -251,9 +251,13 @@ class Evaluator:
         self._close_envs()
 
     def _close_envs(self) -> None:
-        if self._envs is not None:
-            if isinstance(self._envs, AsyncVectorEnv):
-                self._envs.close(terminate=True)
-            else:
-                self._envs.close()
-            self._envs = None
+        if isinstance(self._envs, AsyncVectorEnv):
+            # Its own `close` would first wait for the answer to a step that is under way, even of a process that died.
+            for process in self._envs.processes:
+                process.terminate()
+            for process in self._envs.processes:
+                process.join()
+            self._envs.closed = True
+        elif self._envs is not None:
+            self._envs.close()
+        self._envs = None

@@ -1,6 +1,8 @@
 """Evaluation in the real environments."""
 
 import itertools
+import os
+import signal
 import threading
 import time
 
@@ -11,6 +13,7 @@ import pytest
 from common import evaluation
 from common.env_ids import resolve
 from common.envs import EpisodeLanes, EvaluationEnv, make_env, make_evaluation_env
+from common.errors import UserError
 from common.evaluation import Evaluator
 
 POINTMAZE = resolve("pointmaze-medium")
@@ -138,12 +141,31 @@ def test_lanes_begin_their_next_episode_by_themselves():
     np.testing.assert_array_equal(steps[2][0][0], alone.reset(seed=11)[0])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_it_stops_when_asked_and_starts_again(workers):
-    evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=workers)
+def test_it_stops_when_asked_and_starts_again():
+    evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=1)
     calls = iter(range(1000))
     assert evaluator(wander, should_stop=lambda: next(calls) > 5) is None
     assert evaluator(oracle)[0]["evaluation/success"] == 100
+    evaluator.close()
+
+
+def test_a_worker_that_dies_in_a_step_is_an_error_unless_all_of_us_are_to_stop():
+    """As when SIGTERM goes to the whole process group, and reaches a worker first."""
+    evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=2)
+    dying = threading.Event()
+
+    def deadly(observations, episodes, time_steps):
+        if time_steps.max() == 3 and not dying.is_set():
+            worker = evaluator.start().processes[0]
+            os.kill(worker.pid, signal.SIGSTOP)  # its answer to this step does not come
+            threading.Timer(0.3, worker.kill).start()
+            dying.set()
+        return wander(observations, episodes, time_steps)
+
+    with pytest.raises(UserError, match="an evaluation process died; fewer --eval-workers need less memory"):
+        evaluator(deadly)
+    dying.clear()
+    assert evaluator(deadly, should_stop=dying.is_set) is None
     evaluator.close()
 
 
