@@ -51,26 +51,38 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with collected data: pointmaze-medium (4 episodes of 1001 steps) and cube-single (2 episodes)."""
-    folder = shared_temporary_folder(tmp_path_factory) / "data"
-    folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds it all
-        for env_id, episodes, val_episodes in (("pointmaze-medium", 4, 0), ("cube-single", 2, 1)):
-            if not collect.collected_path(resolve(env_id), folder, episodes, 0).exists():
-                collect.collect(resolve(env_id), folder, episodes=episodes, val_episodes=val_episodes, workers=2)
-    return folder
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pathlib.Path]:
+    """Make a folder for all processes that run tests: whoever comes second finds it made."""
+
+    def once(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        folder = shared_temporary_folder(tmp_path_factory) / name
+        made = folder.with_name(f"{name}.made")
+        with folder.with_name(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
+def collected(env_id: str, once: Callable[..., pathlib.Path], episodes: int, **sizes: int) -> pathlib.Path:
+    spec = resolve(env_id)
+    folder = once(env_id, lambda folder: collect.collect(spec, folder, episodes=episodes, **sizes))
+    return collect.collected_path(spec, folder, episodes, 0)
 
 
 @pytest.fixture(scope="session")
-def pointmaze_file(data_dir: pathlib.Path) -> pathlib.Path:
-    return collect.collected_path(resolve("pointmaze-medium"), data_dir, 4, 0)
+def pointmaze_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """pointmaze-medium, 4 episodes of 1001 steps, and beside it one to validate on."""
+    return collected("pointmaze-medium", once, 4, val_episodes=1, workers=1)
 
 
 @pytest.fixture(scope="session")
-def cube_file(data_dir: pathlib.Path) -> pathlib.Path:
-    return collect.collected_path(resolve("cube-single"), data_dir, 2, 0)
+def cube_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """cube-single, 2 episodes of 1001 steps."""
+    return collected("cube-single", once, 2, val_episodes=0, workers=2)
 
 
 @pytest.fixture

@@ -14,21 +14,19 @@ from common.envs import make_env
 from common.errors import UserError
 
 
-def test_files_are_in_the_official_format(cube_file):
-    for path, episodes in ((cube_file, 2), (cube_file.with_name(f"{cube_file.stem}-val.npz"), 1)):
+def test_files_are_in_the_official_format(cube_file, pointmaze_file):
+    validation = pointmaze_file.with_name(f"{pointmaze_file.stem}-val.npz")
+    for path, episodes, widths in (
+        (cube_file, 2, {"observations": 28, "actions": 5, "qpos": 21, "qvel": 20}),
+        (pointmaze_file, 4, {"observations": 2, "actions": 2, "qpos": 2, "qvel": 2}),
+        (validation, 1, {"observations": 2, "actions": 2, "qpos": 2, "qvel": 2}),
+    ):
         with np.load(path) as file:
-            assert set(file) == {"observations", "actions", "terminals", "qpos", "qvel"}
             shapes = {key: file[key].shape for key in file}
             dtypes = {key: file[key].dtype for key in file}
             terminals, actions = file["terminals"], file["actions"]
         rows = episodes * 1001
-        assert shapes == {
-            "observations": (rows, 28),
-            "actions": (rows, 5),
-            "terminals": (rows,),
-            "qpos": (rows, 21),
-            "qvel": (rows, 20),
-        }
+        assert shapes == {key: (rows, width) for key, width in widths.items()} | {"terminals": (rows,)}
         assert dtypes == {key: np.bool_ if key == "terminals" else np.float32 for key in shapes}
         assert np.flatnonzero(terminals).tolist() == [1001 * (i + 1) - 1 for i in range(episodes)]
         assert np.abs(actions).max() <= 1

@@ -21,23 +21,35 @@ from conftest import REPOSITORY, command, run_script
 import drol
 from common.run_directory import read_table
 
-UPDATES = 2000  # takes long enough to be killed in the middle
+UPDATES, EVAL_INTERVAL = 3000, 1500  # takes long enough to be killed in the middle
 SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1)
-RUN = (*SMALL, "--offline-steps", UPDATES, "--log-interval", 100, "--eval-interval", 1000, "--eval-episodes", 1)
+RUN = (*SMALL, "--offline-steps", UPDATES, "--log-interval", 100, "--eval-interval", EVAL_INTERVAL)
+RUN = (*RUN, "--eval-episodes", 2)
 REPRODUCIBLE = ("train.csv", "eval.csv")
 
 
-@pytest.fixture(scope="module")
-def unbroken(pointmaze_file, tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("runs") / "unbroken"
-    result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path)
-    assert result.returncode == 0, result.stderr
-    (path / "stdout").write_text(result.stdout)
-    return path
+@pytest.fixture(scope="session")
+def unbroken(pointmaze_file, once) -> pathlib.Path:
+    """A run that nothing happens to. Minari's packages, which OGBench does not need, are hidden from it."""
+
+    def make(folder: pathlib.Path) -> None:
+        for package in ("minari", "h5py", "gymnasium_robotics"):
+            (folder / "hidden").mkdir(parents=True, exist_ok=True)
+            (folder / "hidden" / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
+        variables = {"PYTHONPATH": str(folder / "hidden")}
+        result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", folder / "run", variables=variables)
+        assert result.returncode == 0, result.stderr
+        (folder / "run" / "stdout").write_text(result.stdout)
+
+    return once("unbroken", make) / "run"
 
 
 def newest(run: pathlib.Path) -> pathlib.Path:
     return max((run / "checkpoints").glob("step-*.npz"))
+
+
+def step_of(checkpoint: pathlib.Path) -> int:
+    return int(checkpoint.stem.split("-")[1])
 
 
 def assert_same_run(run: pathlib.Path, reference: pathlib.Path) -> None:
@@ -102,12 +114,12 @@ def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
         "nothing is published for pointmaze-medium-navigate; tune --bc-coef",
         "one update takes",
         "done: success (%)",
-        "after 1,000, 2,000 updates",
+        "after 1,500, 3,000 updates",
     ):
         assert expected in out, expected
     train, evaluations = read_table(unbroken / "train.csv"), read_table(unbroken / "eval.csv")
     assert [row["step"] for row in train] == list(range(100, UPDATES + 1, 100))
-    assert [row["step"] for row in evaluations] == [1000, 2000]
+    assert [row["step"] for row in evaluations] == [EVAL_INTERVAL, UPDATES]
     assert train[-1]["actor/bc_loss"] < train[0]["actor/bc_loss"]
     config = json.loads((unbroken / "config.json").read_text())
     assert config["dataset"]["source"] == "collected"
@@ -125,51 +137,72 @@ def test_winners_that_bfloat16_routing_changes_are_counted(unbroken):
     assert all(0 < float(count[2]) < 50 for count in counts)
 
 
-def test_killed_three_times_at_random_moments_and_resumed_to_the_same_bits(start, unbroken, pointmaze_file, tmp_path):
+def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, pointmaze_file, tmp_path, capsys, refusal):
+    """Killed, killed again and its newest checkpoint damaged, Ctrl-C, killed and stopped during evaluations."""
     path = tmp_path / "run"
-    damaged = False
-    for attempt in range(3):
-        args = ("--resume", path)
-        if attempt == 0:
-            args = (*RUN, "--dataset-path", pointmaze_file, "--run-dir", path, "--save-minutes", 0)
-        rows = logged_rows(path)
-        process = start(*args)
-        # At first any time after the folder appears, maybe before the first checkpoint; later in the middle.
-        if attempt == 0:
-            wait_for((path / "config.json").exists, process)
-        else:  # a header and two rows: there are two checkpoints
-            wait_for(lambda rows=rows: logged_rows(path) > max(rows, 2), process)
-        delay = random.random() * (1.5 if attempt == 0 else 0.3)
-        time.sleep(delay)
+
+    def kill(process: subprocess.Popen) -> str:
         os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate(timeout=60)[0]
+
+    def stop(process: subprocess.Popen, signal_number: int) -> str:
+        os.killpg(process.pid, signal_number)  # as a terminal does: to every process of the group
         out, _ = process.communicate(timeout=60)
-        assert ("is damaged" in out) == damaged
-        print(f"killed {delay:.3f} s later, with {logged_rows(path)} rows")  # shown where the test fails
-        damaged = attempt == 1
-        if damaged:  # the newest file did not survive whole
-            content = newest(path).read_bytes()
-            newest(path).write_bytes(content[: len(content) // 2])
+        assert process.returncode == 0, out
+        assert "Traceback" not in out
+        assert f"--resume {path}" in out
+        return out
+
+    # Any time after the folder appears, maybe before the first checkpoint.
+    run = (*RUN, "--dataset-path", pointmaze_file, "--run-dir", path, "--save-minutes", 0, "--eval-workers", 2)
+    process = start(*run)
+    wait_for((path / "config.json").exists, process)
+    delay = 1.5 * random.random()
+    time.sleep(delay)
+    kill(process)
+    print(f"killed {delay:.3f} s after its begin, with {logged_rows(path)} rows")  # shown where the test fails
+
+    # In the middle; and of the two checkpoints that a header and two rows go with, the newest did not survive whole.
+    rows = max(logged_rows(path), 2)
+    process = start("--resume", path)
+    wait_for(lambda: logged_rows(path) > rows, process)
+    delay = 0.1 * random.random()
+    time.sleep(delay)
+    assert "is damaged" not in kill(process)
+    print(f"killed {delay:.3f} s after row {rows}, with {logged_rows(path)} rows")
+    content = newest(path).read_bytes()
+    newest(path).write_bytes(content[: len(content) // 2])
+
+    # Ctrl-C, in the middle of a log interval. While it runs, nobody else may go on with it.
+    rows = logged_rows(path)
+    process = start("--resume", path)
+    wait_for(lambda: logged_rows(path) > rows, process)
+    process.send_signal(signal.SIGSTOP)
+    assert "in use by another process" in refusal("--resume", path)
+    process.send_signal(signal.SIGCONT)
+    assert "is damaged" in stop(process, signal.SIGINT)
+    saved = step_of(newest(path))
+    assert 100 * (rows - 1) <= saved < EVAL_INTERVAL
+
+    # Killed while an evaluation runs beside training, which is ahead of it by now.
+    process = start("--resume", path)
+    wait_for(lambda: logged_rows(path) > 1 + EVAL_INTERVAL // 100, process)
+    kill(process)
+    assert not (path / "eval.csv").exists()
+    assert (path / "checkpoints" / f"step-{EVAL_INTERVAL:09d}.npz").exists()
+    assert step_of(newest(path)) > EVAL_INTERVAL
+
+    # Stopped while the last evaluation runs.
+    process = start("--resume", path)
+    wait_for(lambda: (path / "eval.csv").exists() and step_of(newest(path)) == UPDATES, process)
+    stop(process, signal.SIGTERM)
+    assert [row["step"] for row in read_table(path / "eval.csv")] == [EVAL_INTERVAL]
+
     result = run_script("--resume", path)
     assert result.returncode == 0, result.stderr
     assert_same_run(path, unbroken)
-
-
-def test_ctrl_c_saves_in_the_middle_of_a_log_interval_and_resumes_to_the_same_bits(
-    start, unbroken, pointmaze_file, tmp_path, capsys
-):
-    path = tmp_path / "run"
-    process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path)
-    wait_for(lambda: logged_rows(path) > 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
-    assert "Traceback" not in out
-    assert f"--resume {path}" in out
-    saved = int(newest(path).stem.split("-")[1])
-    assert 200 <= saved < UPDATES
-    result = run_script("--resume", path)
-    assert result.returncode == 0, result.stderr
-    assert_same_run(path, unbroken)
+    assert [step_of(file) for file in sorted((path / "checkpoints").iterdir())] == [UPDATES - 50, UPDATES]
+    capsys.readouterr()
     drol.main(drol.Args(resume=(path,)))  # finished: nothing to do
     assert "done: success" in capsys.readouterr().out
     assert_same_run(path, unbroken)
@@ -286,51 +319,6 @@ def test_a_full_disk_is_one_line(start, pointmaze_file, tmp_path, file):
     assert "Traceback" not in out
 
 
-def test_a_run_that_is_in_use_is_refused(start, pointmaze_file, tmp_path, refusal):
-    process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run")
-    wait_for(lambda: logged_rows(tmp_path / "run") > 0, process)
-    process.send_signal(signal.SIGSTOP)
-    assert "in use by another process" in refusal("--resume", tmp_path / "run")
-
-
-def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(start, pointmaze_file, tmp_path):
-    path = tmp_path / "run"
-    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 100, "--eval-episodes", 8, "--eval-workers", 2)
-    process = start(*settings, "--dataset-path", pointmaze_file, "--run-dir", path)
-    wait_for(lambda: (path / "checkpoints" / "step-000000100.npz").exists(), process)  # saved, then evaluated
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
-    assert f"--resume {path}" in out
-    assert not (path / "eval.csv").exists()
-    assert run_script("--resume", path).returncode == 0
-    assert [row["step"] for row in read_table(path / "eval.csv")] == [100]
-
-
-def test_an_evaluation_beside_training_is_neither_lost_nor_done_twice(start, pointmaze_file, tmp_path):
-    """Killed while the evaluation after update 500 runs, and the checkpoints are well beyond it."""
-    settings = (*SMALL, "--offline-steps", 1000, "--log-interval", 100, "--eval-interval", 500, "--save-minutes", 0)
-    settings = (*settings, "--eval-episodes", 8, "--dataset-path", pointmaze_file)
-    assert run_script(*settings, "--run-dir", tmp_path / "whole").returncode == 0
-    path = tmp_path / "broken"
-    process = start(*settings, "--run-dir", path)
-    wait_for(lambda: logged_rows(path) > 7, process)  # a header and 700 updates
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (path / "eval.csv").exists()
-    assert (path / "checkpoints" / "step-000000500.npz").exists()
-    assert int(newest(path).stem.split("-")[1]) >= 650
-    assert run_script("--resume", path).returncode == 0
-    for name in REPRODUCIBLE:
-        assert (path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert [row["step"] for row in read_table(path / "eval.csv")] == [500, 1000]
-    assert [file.name for file in sorted((path / "checkpoints").iterdir())] == [
-        "step-000000950.npz",
-        "step-000001000.npz",
-    ]
-
-
 def assert_close_runs(run: pathlib.Path, reference: pathlib.Path) -> None:
     """Programs for several seeds add up in another order than the program for one."""
     actual, expected = (read_table(path / "train.csv") for path in (run, reference))
@@ -344,71 +332,64 @@ def assert_close_runs(run: pathlib.Path, reference: pathlib.Path) -> None:
             np.testing.assert_allclose(actual[key], expected[key], rtol=1e-4, atol=1e-6 * scale, err_msg=key)
 
 
-def test_seeds_together_equal_each_alone(pointmaze_file, tmp_path):
+def without_newest_checkpoint(run: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+    """A copy of a run that goes on from the checkpoint before its last."""
+    shutil.copytree(run, path)
+    newest(path).unlink()
+    return path
+
+
+def test_seeds_together_equal_each_alone_and_go_on_together_or_alone(pointmaze_file, tmp_path):
     """Three seeds on two devices, with the data on the host; one seed on one device, which holds the data."""
-    short = (*SMALL, "--offline-steps", 100, "--log-interval", 50, "--eval-episodes", 2, "--data-source", "auto")
-    short = (*short, "--dataset-path", pointmaze_file)
+    settings = (*SMALL, "--offline-steps", 100, "--log-interval", 50, "--eval-episodes", 2, "--save-minutes", 0)
+    settings = (*settings, "--dataset-path", pointmaze_file)
+    two_devices = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     together = run_script(
-        *(*short, "--seed", 5, "--num-seeds", 3, "--data-memory", "host", "--run-dir", tmp_path / "together"),
+        *(*settings, "--seed", 5, "--num-seeds", 3, "--data-memory", "host", "--run-dir", tmp_path / "together"),
         script="fql.py",
-        variables={"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
+        variables=two_devices,
     )
     assert together.returncode == 0, together.stderr
     assert "seeds        5, 6, 7 (2 on each of 2 devices, 1 of 4 places empty)" in together.stdout
     assert together.stdout.count("done: success") == 3
-    assert sorted(path.name for path in (tmp_path / "together").iterdir()) == ["seed5", "seed6", "seed7"]
-    alone = run_script(*short, "--seed", 6, "--run-dir", tmp_path / "alone", script="fql.py")
+    runs = sorted((tmp_path / "together").iterdir())
+    assert [run.name for run in runs] == ["seed5", "seed6", "seed7"]
+    alone = run_script(*settings, "--seed", 6, "--run-dir", tmp_path / "alone", script="fql.py")
     assert alone.returncode == 0, alone.stderr
-    assert_close_runs(tmp_path / "together" / "seed6", tmp_path / "alone")
-    evaluations = [read_table(path / "eval.csv") for path in (tmp_path / "together" / "seed6", tmp_path / "alone")]
+    assert_close_runs(runs[1], tmp_path / "alone")
+    evaluations = [read_table(path / "eval.csv") for path in (runs[1], tmp_path / "alone")]
     assert evaluations[0][0] == pytest.approx(evaluations[1][0], rel=1e-3)
-    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("together/seed6", "alone")]
+    configs = [json.loads((path / "config.json").read_text()) for path in (runs[1], tmp_path / "alone")]
     assert [config["seeds_together"] for config in configs] == [[5, 6, 7], [6]]
     assert [(config["args"]["seed"], config["args"]["num_seeds"]) for config in configs] == [(6, 1), (6, 1)]
 
-
-def test_seeds_go_on_together_to_the_same_bits_and_alone(start, pointmaze_file, tmp_path):
-    settings = (*SMALL, "--num-seeds", 2, "--offline-steps", 1000, "--log-interval", 50, "--eval-episodes", 1)
-    settings = (*settings, "--dataset-path", pointmaze_file)
-    assert run_script(*settings, "--run-dir", tmp_path / "whole").returncode == 0
-    process = start(*settings, "--run-dir", tmp_path / "broken")
-    wait_for(lambda: logged_rows(tmp_path / "broken" / "seed1") > 3, process)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    runs = [tmp_path / "broken" / name for name in ("seed0", "seed1")]
-    assert f"--resume {runs[0]} {runs[1]}" in out
-    shutil.copytree(runs[1], tmp_path / "alone")
-    assert run_script("--resume", *runs).returncode == 0
-    for run in runs:
+    halves = [without_newest_checkpoint(run, tmp_path / "half" / run.name) for run in runs]
+    gone_on = run_script("--resume", *halves, script="fql.py", variables=two_devices)
+    assert gone_on.returncode == 0, gone_on.stderr
+    for half, run in zip(halves, runs, strict=True):
         for name in REPRODUCIBLE:
-            assert (run / name).read_bytes() == (tmp_path / "whole" / run.name / name).read_bytes()
-    assert run_script("--resume", tmp_path / "alone").returncode == 0
-    rows = read_table(tmp_path / "alone" / "train.csv")
-    assert [row["step"] for row in rows] == list(range(50, 1001, 50))
-    assert rows[-1]["critic/q_mean"] == pytest.approx(
-        read_table(tmp_path / "whole" / "seed1" / "train.csv")[-1]["critic/q_mean"], rel=0.02
-    )
+            assert (half / name).read_bytes() == (run / name).read_bytes()
+    half = without_newest_checkpoint(runs[1], tmp_path / "half-alone")
+    assert run_script("--resume", half, script="fql.py").returncode == 0
+    assert_close_runs(half, tmp_path / "alone")
 
 
-def test_fql_trains_and_resumes_and_is_not_taken_for_drol(start, pointmaze_file, tmp_path, refusal):
+def test_fql_trains_and_resumes_and_is_not_taken_for_drol(pointmaze_file, tmp_path, refusal):
     """Compiled as it is for users."""
-    users = {"XLA_FLAGS": ""}
-    short = (*SMALL, "--offline-steps", 300, "--log-interval", 100, "--eval-episodes", 1)
-    for name in ("whole", "broken"):
-        process = start(
-            *short, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / name, script="fql.py", variables=users
-        )
-        if name == "broken":
-            wait_for(lambda: logged_rows(tmp_path / "broken") > 1, process)
-            process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, out
-    assert "tune --alpha" in out
-    assert "a run of fql.py, not of drol.py" in refusal("--resume", tmp_path / "broken")
-    run_script("--resume", tmp_path / "broken", script="fql.py", variables=users)
+    users, path = {"XLA_FLAGS": ""}, tmp_path / "run"
+    settings = (*SMALL, "--offline-steps", 300, "--log-interval", 100, "--eval-episodes", 1, "--save-minutes", 0)
+    result = run_script(
+        *settings, "--dataset-path", pointmaze_file, "--run-dir", path, script="fql.py", variables=users
+    )
+    assert result.returncode == 0, result.stderr
+    assert "tune --alpha" in result.stdout
+    half = without_newest_checkpoint(path, tmp_path / "half")
+    assert "a run of fql.py, not of drol.py" in refusal("--resume", half)
+    result = run_script("--resume", half, script="fql.py", variables=users)
+    assert result.returncode == 0, result.stderr
     for name in REPRODUCIBLE:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    assert {"actor/flow_loss", "actor/distill_loss"} < set(read_table(tmp_path / "whole" / "train.csv")[0])
+        assert (half / name).read_bytes() == (path / name).read_bytes()
+    assert {"actor/flow_loss", "actor/distill_loss"} < set(read_table(path / "train.csv")[0])
 
 
 def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, refusal):
@@ -421,23 +402,24 @@ def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, r
     assert "SHA-256 differs" in refusal("--resume", tmp_path / "run")
 
 
-def test_print_config_touches_no_data(tmp_path):
-    result = run_script("--env-id", "antmaze-giant", "--drol-star", "--print-config", cwd=REPOSITORY)
-    config = json.loads(result.stdout)
+def test_print_config_touches_no_data(capsys):
+    drol.main(drol.Args(env_id="antmaze-giant", drol_star=True, print_config=True))
+    config = json.loads(capsys.readouterr().out)
     assert config["environment"] == "antmaze-giant-navigate-singletask-v0"
     assert (config["args"]["bc_coef"], config["args"]["num_candidates"], config["args"]["q_agg"]) == (0.03, 1, "min")
 
 
 def test_help_and_argument_errors_answer_quickly():
-    for args in (("--help",), ("--env-id", "nonsense")):
+    for args, status, answer in ((("--help",), 0, "--bc-coef"), (("--env-id", "nonsense"), 2, "error: ")):
         seconds = []
         while len(seconds) < 3 and min(seconds, default=3) >= 3:  # the best of three
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            run_script(*args)
+            result = run_script(*args)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of processor time: the machine may be busy
             seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert min(seconds) < 3, seconds
-    assert "--bc-coef" in run_script("--help").stdout
+        assert result.returncode == status
+        assert answer in result.stdout + result.stderr
 
 
 def test_wandb_missing_is_one_line(pointmaze_file, tmp_path, monkeypatch, refusal):

@@ -132,6 +132,13 @@ def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(tmp_path,
     assert "success (%) 60.0, evaluation after 4 updates" in capsys.readouterr().out
 
 
+def test_seeds_that_have_not_ended_say_how_they_go_on_together(tmp_path, capsys):
+    each = evaluated_every_20(tmp_path)
+    each[0].log("eval", {"step": 100, "evaluation/success": 1.0})  # the other's last evaluation was not made
+    Runs(each).print_outcome(100, 100)
+    assert f"--resume {each[0].path} {each[1].path}\n" in capsys.readouterr().out
+
+
 def test_rows_are_means_over_their_interval_alone(tmp_path):
     metrics = IntervalMetrics(["q"], Runs(directories(tmp_path)), 4)
     rng = np.random.default_rng(0)
