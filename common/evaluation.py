@@ -196,12 +196,13 @@ class Evaluator:
         make = functools.partial(
             make_evaluation_env, self.spec, self.dataset_path, render_mode="rgb_array", width=size, height=size
         )
-        stride = 2 if path.suffix == ".gif" else 1  # a GIF stores every pixel that changes: half of the frames will do
-        frames = []
+        is_gif, frames = path.suffix == ".gif", []
         try:
             env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
             with contextlib.closing(env):
                 fps = env.metadata.get("render_fps", 20)
+                # A GIF stores every pixel that changes: half of the frames will do, and 25 a second.
+                stride = max(2, round(fps / 25)) if is_gif else 1
                 for episode in range(min(episodes, len(self.episode_seeds[0]))):
                     observations, _ = env.reset(seed=self.episode_seeds[0][episode])
                     time_step, over = 0, False
@@ -218,7 +219,8 @@ class Evaluator:
                 "MUJOCO_GL=osmesa"
             ) from error
         try:
-            options = {"loop": 0, "duration": 1000 * stride / fps} if path.suffix == ".gif" else {"fps": fps}
+            hundredths = round(100 * stride / fps)  # a GIF's unit of time
+            options = {"loop": 0, "duration": 10 * hundredths} if is_gif else {"fps": fps}
             iio.imwrite(path, np.stack(frames), **options)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error
