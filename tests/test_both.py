@@ -77,7 +77,7 @@ def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
     dataset = jax.device_put(random_dataset())
     keys = jax.random.split(jax.random.key(5), 3)
     init_one = functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)
-    train_one = functools.partial(algorithm.train_chunk, args, num_updates=20)
+    train_one = functools.partial(algorithm.train_chunk, args, num_updates=100)
     together, _ = jax.jit(jax.vmap(train_one, in_axes=(0, None, 0)))(jax.jit(jax.vmap(init_one))(keys), dataset, keys)
     alone, _ = jax.jit(train_one)(jax.jit(init_one)(keys[1]), dataset, keys[1])
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):

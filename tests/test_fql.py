@@ -39,14 +39,14 @@ def test_the_flow_and_its_student_keep_both_modes_and_improvement_picks_the_bett
     actions = np.tile([-0.7, 0.7], 50)
     data = bandit(actions, rewards=actions)
     args = make_args(fql, **PROBE, alpha=1000.0)
-    state = train(fql, args, data, 1500)
+    state = train(fql, args, data, 1000)
     z = jax.random.normal(jax.random.key(0), (400, 1))
     generated = np.asarray(fql.flow_actions(args, state.params.flow, jnp.ones((400, 1)), z))[:, 0]
     for sample in (generated, policy_actions(fql, state)):
         near_a_mode = np.abs(np.abs(sample) - 0.7) < 0.25
         assert near_a_mode.mean() > 0.6
         assert 0.3 < (sample[near_a_mode] > 0).mean() < 0.7
-    improved = policy_actions(fql, train(fql, make_args(fql, **PROBE, alpha=0.3), data, 1500))
+    improved = policy_actions(fql, train(fql, make_args(fql, **PROBE, alpha=0.3), data, 1000))
     assert improved.mean() > generated.mean() + 0.3
 
 
