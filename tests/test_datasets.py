@@ -17,6 +17,15 @@ from common.errors import UserError
 CUBE = resolve("cube-single")
 
 
+make_env = functools.cache(datasets.make_env)
+
+
+@pytest.fixture(autouse=True)
+def one_environment_of_each_kind(monkeypatch):
+    """They are asked for the width of observations, and to relabel; making one takes longer than most tests here."""
+    monkeypatch.setattr(datasets, "make_env", make_env)
+
+
 def altered(source: pathlib.Path, folder: pathlib.Path, **changes) -> pathlib.Path:
     """A copy of a real file with arrays replaced, or left out (None)."""
     arrays = dict(np.load(source)) | changes
