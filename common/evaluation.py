@@ -201,7 +201,7 @@ class Evaluator:
             env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
             with contextlib.closing(env):
                 fps = env.metadata.get("render_fps", 20)
-                # A GIF stores every pixel that changes: half of the frames will do, and 25 a second.
+                # A GIF stores every pixel that changes: half of the frames will do, and about 25 a second.
                 stride = max(2, round(fps / 25)) if is_gif else 1
                 for episode in range(min(episodes, len(self.episode_seeds[0]))):
                     observations, _ = env.reset(seed=self.episode_seeds[0][episode])
