@@ -5,279 +5,148 @@
 Preserve Support, Not Correspondence: Dynamic Routing for Offline Reinforcement Learning (Mu, Zhao, Zhong, Zhang, 2026,
 arXiv 2604.22229). A one-step actor f(s, z) maps a state and a latent to an action. For each data set action, K latents
 propose candidates, and the one nearest to the action wins: it alone is pulled towards that action, and it alone is
-improved by the critic. The other latents stay free to cover other actions in the data.
+improved by the critic. The other latents stay free to cover other actions in the data. With K = 1 nothing is routed:
+one random latent is cloned towards the action, whichever it is, and all latents end at the mean action.
 
-Read on from top to bottom: arguments, published settings, networks, losses, update, training loop. Files, environments
-and logs are in common/.
+An update costs K + 2 forward passes of the actor (K to route, the winner, the next action) and 1 backward; of the two
+critics 2 forward (data, winner) and 2 backward, and 1 forward of their targets.
+
+Files, environments, logs, and the rest of `--help` (RunArgs in common/arguments.py) are in common/.
+`diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
 
 Deviations from the reference implementation:
-1. The winner is chosen in a pass without gradient, and actor and critic run with gradient on the winning latent alone.
-   Loss and gradient are the same as if all K candidates carried gradient; the cost is not.
-2. Many updates run in one compiled loop, on batches that are sampled on the device.
-3. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
+1. Many updates run in one compiled loop, on batches that are sampled on the device.
+2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
    beside training.
+3. The winner is chosen in a pass without gradient, and actor and critic run with gradient on the winning latent alone.
+   Loss and gradient are the same as if all K candidates carried gradient; the cost is not.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import json
-import math
-import pathlib
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float, Int, Key
+from pydantic import Field
 
-from common import datasets, machine, session
-from common.datasets import Dataset
-from common.env_ids import EnvSpec, resolve
-from common.envs import ExplorationEnvs
+from common.arguments import Count, RunArgs, Weight, print_config
+from common.env_ids import EnvSpec
 from common.errors import UserError, exit_in_one_line
-from common.evaluation import Evaluator, Policy
-from common.machine import available_cores, describe_device
-from common.run_directory import RunDirectory, import_wandb
-from common.runs import IntervalMetrics, Runs, new_paths
+from common.evaluation import Evaluations, Explorer, evaluate_run
+from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
+from common.runs import Outcome, Runs
+from common.seeds import Seeds
+from common.session import Session
 
 ALGORITHM = "drol"
-SHORT_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
+
+PRNGKey = Key[Array, ""]
+Scalar = Float[Array, ""]
+Metrics = dict[str, Scalar]
+Agg = Literal["mean", "min"]  # over the ensemble
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """Train DROL offline. An argument left unset takes the value that the paper published for the environment."""
-
-    # Run
-    env_id: str = "cube-double"
-    """Environment and task, e.g. cube-double-task3, antmaze-large, scene-noisy (README: Names)."""
-    seed: int = 0
-    """Seed of everything random in this run, except the collection of data."""
-    num_seeds: int = 1
-    """Train the seeds SEED, SEED + 1, .. together. Each becomes a run of its own."""
-    run_dir: pathlib.Path | None = None
-    """Folder for logs and checkpoints (with several seeds: of the folders seed0, seed1, ..); under runs/ if unset."""
-    resume: tuple[pathlib.Path, ...] = ()
-    """Go on with the run in this folder, to the same bits as if it had never stopped, or with several runs that
-    differ in the seed alone. Takes no other argument."""
-    evaluate: pathlib.Path | None = None
-    """Evaluate what the run in this folder has learned, without training. Takes evaluation arguments alone."""
-    video: pathlib.Path | None = None
-    """With --evaluate: write the first episodes to this file (.mp4, .gif)."""
-    print_config: bool = False
-    """Print the resolved settings as JSON and exit, without touching any data."""
-
-    # Data
-    data_source: datasets.DataSource = "auto"
-    """auto: a file that is there, else the official server, else its mirror, else collect it here."""
-    dataset_path: pathlib.Path | None = None
-    """Train on this file (OGBench's npz format) or folder (Minari) and no other."""
-    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
-    """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH)."""
-    collect_episodes: int | None = None
-    """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
-    collect_workers: int = available_cores()
-    """Worker processes for collection."""
-    data_memory: Literal["auto", "device", "host"] = "auto"
-    """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
-
-    # Evaluation, logs and checkpoints
-    eval_interval: int = 100_000
-    """Updates between evaluations; the last update is always evaluated."""
-    eval_episodes: int = 50
-    """Episodes an evaluation."""
-    eval_workers: int | None = None
-    """Processes for evaluation, which goes on beside training; one for each CPU core if unset."""
-    log_interval: int = 1_000
-    """Updates between rows of train.csv; a row holds means over the interval."""
-    save_minutes: float = 5.0
-    """Wall-clock minutes between checkpoints. A run that is stopped politely, or ends, saves anyway."""
-    track: bool = False
-    """Send logs to Weights & Biases as well."""
-    wandb_project: str = "one-step-offline-rl"
-    """Weights & Biases project."""
+class Args(RunArgs):
+    """Train offline. An argument left unset takes the value that the paper published for the environment."""
 
     # Training, shared by DROL and FQL
-    offline_steps: int | None = None
+    offline_steps: Annotated[int, Field(ge=1, lt=10**9)] | None = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Transitions a batch, sampled uniformly with replacement."""
-    hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
+    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-4
     """Adam's step size."""
-    discount: float | None = None
-    """Discount of the Bellman target (default 0.99)."""
-    tau: float = 0.005
+    discount: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Discount of the Bellman target."""
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Step of the target critic towards the critic."""
-    q_agg: Literal["mean", "min"] | None = None
-    """Aggregation of the target critics in the Bellman target (default mean)."""
-    online_steps: int = 0
-    """Fine-tuning after the offline updates: steps in the environment, with one update each."""
-    buffer_size: int = 2_000_000
-    """Transitions in the replay buffer: the data set, and what is collected online, the oldest overwritten."""
-    balanced_sampling: bool = False
-    """Draw half of each online batch from the data set, and half from what was collected online."""
+    q_agg: Agg | None = None
+    """Aggregation of the target critics in the Bellman target."""
 
-    # DROL
-    bc_coef: float | None = None
-    """Weight of behaviour cloning against improvement: the one to tune (default 1; published 0.03 to 10)."""
-    q_coef: float = 1.0
+    # The algorithm's own
+    bc_coef: Weight | None = None
+    """Weight of behaviour cloning against improvement: the one to tune (published: 0.03 to 10)."""
+    q_coef: Weight = 1.0
     """Weight of improvement."""
-    num_candidates: int | None = None
-    """K, the number of candidates a state (default 16, which is DROL(16))."""
+    num_candidates: Count | None = None
+    """K, the number of candidates a state; 16, which is DROL(16), if unset."""
     drol_star: bool = False
     """DROL*: the K that the paper tuned for the environment, instead of 16."""
-    actor_q_agg: Literal["mean", "min"] = "min"
+    actor_q_agg: Agg = "min"
     """Aggregation of the critics in the actor's loss."""
     normalize_q_loss: bool = True
     """Divide the improvement loss by the mean absolute Q-value of the batch."""
-    bfloat16_routing: bool = False
-    """Choose the winner in bfloat16: for accelerators that are faster in it (a CPU is not)."""
-    critic_num_candidates: int = 1
+    critic_num_candidates: Count = 1
     """Next actions that the Bellman target takes the best of, by the minimum of the target critics."""
-    inference_num_samples: int = 1
-    """Actions that the evaluated policy takes the best of, by the critics."""
-    inference_density_top_k: int | None = None
+    inference_num_samples: Count | None = None
+    """Actions that the evaluated policy takes the best of, by the critics; a single one if unset."""
+    inference_density_top_k: Count | None = None
     """Of those, judge only so many: the ones with the smallest mean squared distance to the others."""
-    inference_q_agg: Literal["mean", "min"] = "min"
-    """Aggregation of the critics for inference_num_samples."""
+    inference_q_agg: Agg | None = None
+    """Aggregation of the critics for inference_num_samples; the mean if unset."""
 
 
 class Published(NamedTuple):
-    """Settings of DROL(16), and the tuned number of candidates of DROL* (arXiv 2604.22229, appendix)."""
+    """What the appendix of the paper tabulates, the one to tune first."""
 
     bc_coef: float
     discount: float
-    q_agg: Literal["mean", "min"]
-    tuned_num_candidates: int
+    q_agg: Agg
+    star_k: int | None  # the K of DROL*, which --drol-star takes; DROL(16) has K = 16 everywhere
 
 
+DEFAULT = Published(1.0, 0.99, "mean", None)  # where nothing is published
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}
 PUBLISHED = {
-    "antmaze-large-navigate": Published(0.03, 0.995, "min", 16),
-    "antmaze-giant-navigate": Published(0.03, 0.995, "min", 1),
-    "humanoidmaze-medium-navigate": Published(0.3, 0.995, "mean", 16),
-    "humanoidmaze-large-navigate": Published(0.3, 0.995, "mean", 4),
-    "antsoccer-arena-navigate": Published(0.1, 0.995, "mean", 4),
-    "cube-single-play": Published(10.0, 0.99, "mean", 16),
-    "cube-double-play": Published(3.0, 0.99, "mean", 64),
-    "scene-play": Published(3.0, 0.99, "mean", 64),
-    "puzzle-3x3-play": Published(0.3, 0.99, "mean", 32),
-    "puzzle-4x4-play": Published(10.0, 0.99, "mean", 64),
-    "antmaze-umaze": Published(0.3, 0.99, "mean", 2),
-    "antmaze-umaze-diverse": Published(0.1, 0.99, "mean", 16),
-    "antmaze-medium-play": Published(0.1, 0.99, "mean", 32),
-    "antmaze-medium-diverse": Published(0.1, 0.99, "mean", 16),
-    "antmaze-large-play": Published(0.1, 0.99, "mean", 16),
-    "antmaze-large-diverse": Published(0.1, 0.99, "mean", 16),
-    "pen-human": Published(1.0, 0.99, "min", 16),
-    "pen-cloned": Published(1.0, 0.99, "min", 16),
-    "pen-expert": Published(1.0, 0.99, "min", 16),
-    "door-human": Published(10.0, 0.99, "min", 8),
-    "door-cloned": Published(10.0, 0.99, "min", 8),
-    "door-expert": Published(10.0, 0.99, "min", 8),
-    "hammer-human": Published(3.0, 0.99, "min", 8),
-    "hammer-cloned": Published(3.0, 0.99, "min", 8),
-    "hammer-expert": Published(3.0, 0.99, "min", 8),
-    "relocate-human": Published(10.0, 0.99, "min", 32),
-    "relocate-cloned": Published(10.0, 0.99, "min", 32),
-    "relocate-expert": Published(10.0, 0.99, "min", 32),
+    # OGBench: --env-id antmaze-large (or antmaze-large-task2, ..) is the navigate set, cube-double the play set.
+    "antmaze-large-navigate": Published(0.03, 0.995, "min", star_k=16),
+    "antmaze-giant-navigate": Published(0.03, 0.995, "min", star_k=1),
+    "humanoidmaze-medium-navigate": Published(0.3, 0.995, "mean", star_k=16),
+    "humanoidmaze-large-navigate": Published(0.3, 0.995, "mean", star_k=4),
+    "antsoccer-arena-navigate": Published(0.1, 0.995, "mean", star_k=4),
+    "cube-single-play": Published(10.0, 0.99, "mean", star_k=16),
+    "cube-double-play": Published(3.0, 0.99, "mean", star_k=64),
+    "scene-play": Published(3.0, 0.99, "mean", star_k=64),
+    "puzzle-3x3-play": Published(0.3, 0.99, "mean", star_k=32),
+    "puzzle-4x4-play": Published(10.0, 0.99, "mean", star_k=64),
+    # D4RL, through Minari: --env-id as it stands here.
+    "antmaze-umaze": Published(0.3, 0.99, "mean", star_k=2),
+    "antmaze-medium-play": Published(0.1, 0.99, "mean", star_k=32),
+    **dict.fromkeys(("antmaze-umaze-diverse", "antmaze-medium-diverse"), Published(0.1, 0.99, "mean", star_k=16)),
+    **dict.fromkeys(("antmaze-large-play", "antmaze-large-diverse"), Published(0.1, 0.99, "mean", star_k=16)),
+    **dict.fromkeys(("pen-human", "pen-cloned", "pen-expert"), Published(1.0, 0.99, "min", star_k=16)),
+    **dict.fromkeys(("door-human", "door-cloned", "door-expert"), Published(10.0, 0.99, "min", star_k=8)),
+    **dict.fromkeys(("hammer-human", "hammer-cloned", "hammer-expert"), Published(3.0, 0.99, "min", star_k=8)),
+    **dict.fromkeys(("relocate-human", "relocate-cloned", "relocate-expert"), Published(10.0, 0.99, "min", star_k=32)),
 }
-DEFAULTS = {"bc_coef": 1.0, "num_candidates": 16, "discount": 0.99, "q_agg": "mean"}
-KNOB = "bc_coef"  # what to tune where nothing is published
 
 
-def published_settings(args: Args, family: str) -> dict[str, Any]:
-    """The paper's settings for a family of environments; none where it has none.
-
-    Raises:
-        UserError: DROL* is asked for, and the paper has no K for it, or another K is given.
-    """
-    if family not in PUBLISHED:
-        if args.drol_star:
-            raise UserError(f"--drol-star: the paper has no tuned K for {family}; give --num-candidates")
-        return {}
-    settings = PUBLISHED[family]._asdict()
-    tuned_num_candidates = settings.pop("tuned_num_candidates")
-    if args.drol_star and args.num_candidates not in (None, tuned_num_candidates):
+def published_settings(args: Args, spec: EnvSpec) -> tuple[Literal["published", "default"], dict[str, Any]]:
+    """What arguments take that are left unset, and whether the paper has it."""
+    settings = PUBLISHED.get(spec.family, DEFAULT)._asdict() | {"offline_steps": OFFLINE_STEPS[spec.suite]}
+    star_k = settings.pop("star_k")
+    if args.drol_star and star_k is None:
+        raise UserError(f"--drol-star: the paper has no tuned K for {spec.family}; give --num-candidates")
+    if args.drol_star and args.num_candidates not in (None, star_k):
         raise UserError("--drol-star and --num-candidates: give one of them")
-    return settings | {"num_candidates": tuned_num_candidates if args.drol_star else 16}
+    settings["num_candidates"] = star_k if args.drol_star else 16
+    return "published" if spec.family in PUBLISHED else "default", settings
 
 
-def valid_settings(args: Args) -> dict[str, bool]:
-    """Whether each of DROL's own arguments is in its range."""
-    return {
-        "bc_coef": 0 <= args.bc_coef < math.inf,
-        "q_coef": 0 <= args.q_coef < math.inf,
-        "num_candidates": args.num_candidates >= 1,
-        "critic_num_candidates": args.critic_num_candidates >= 1,
-        "inference_num_samples": args.inference_num_samples >= 1,
-        "inference_density_top_k": args.inference_density_top_k is None
-        or 1 <= args.inference_density_top_k <= args.inference_num_samples,
-    }
-
-
-# What --evaluate may change: it has no part in what was learned (but for online steps, which the same policy takes).
-EVALUATION_ARGS = {
-    *("eval_episodes", "eval_workers"),
-    *("inference_num_samples", "inference_density_top_k", "inference_q_agg"),
-}
-OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}  # published for both
-
-
-def resolve_settings(args: Args, spec: EnvSpec) -> tuple[Args, dict[str, str]]:
-    """Fill in what was left unset.
-
-    Returns:
-        Arguments without None among the settings, and for each setting where its value came from.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    published, defaults = published_settings(args, spec.family), DEFAULTS | {"offline_steps": OFFLINE_STEPS[spec.suite]}
-    if published:
-        published["offline_steps"] = OFFLINE_STEPS[spec.suite]
-    values, origins = {}, {}
-    for name, default in defaults.items():
-        values[name], origins[name] = getattr(args, name), "given"
-        if values[name] is None and name in published:
-            values[name], origins[name] = published[name], "published"
-        elif values[name] is None:
-            values[name], origins[name] = default, "default"
-    args = dataclasses.replace(args, **values)
-
-    in_range = {
-        "seed": 0 <= args.seed < 2**31,
-        "num_seeds": 1 <= args.num_seeds <= 2**31 - args.seed,
-        "hidden_sizes": len(args.hidden_sizes) >= 1 and min(args.hidden_sizes) >= 1,
-        "learning_rate": 0 < args.learning_rate < 1,
-        "discount": 0 <= args.discount <= 1,
-        "tau": 0 < args.tau <= 1,
-        "offline_steps": 1 <= args.offline_steps < 10**9,
-        "online_steps": 0 <= args.online_steps < 10**9,
-        "batch_size": args.batch_size >= (2 if args.balanced_sampling else 1),
-        "eval_interval": args.eval_interval >= 1,
-        "eval_episodes": args.eval_episodes >= 1,
-        "eval_workers": args.eval_workers is None or args.eval_workers >= 1,
-        "log_interval": 1 <= args.log_interval <= 10**6,
-        "save_minutes": 0 <= args.save_minutes < math.inf,
-        "collect_episodes": args.collect_episodes is None or args.collect_episodes >= 1,
-        "collect_workers": args.collect_workers >= 1,
-        **valid_settings(args),
-    }
-    for name, valid in in_range.items():
-        if not valid:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: out of range")
-    return args, origins
-
-
-# Networks: they take one example; losses and policies vmap them over the batch.
+# ---- Networks and state ----------------------------------------------------------------------------------------------
+# Networks take one example; losses and policies vmap them over the batch.
 
 
 class MLP(eqx.Module):
@@ -293,7 +162,7 @@ class MLP(eqx.Module):
         hidden_sizes: tuple[int, ...],
         *,
         layer_norm: bool = False,
-        key: Key[Array, ""],
+        key: PRNGKey,
     ):
         sizes = (in_size, *hidden_sizes, out_size)
         keys = jax.random.split(key, len(sizes) - 1)
@@ -310,7 +179,7 @@ class MLP(eqx.Module):
         return self.layers[-1](x)
 
 
-def _linear(fan_in: int, fan_out: int, *, key: Key[Array, ""]) -> eqx.nn.Linear:
+def _linear(fan_in: int, fan_out: int, *, key: PRNGKey) -> eqx.nn.Linear:
     """Glorot uniform kernel and zero bias, unlike Equinox's own initialisation."""
     layer = eqx.filter_eval_shape(eqx.nn.Linear, fan_in, fan_out, key=key)
     weight = jax.nn.initializers.glorot_uniform()(key, (fan_out, fan_in))
@@ -333,32 +202,7 @@ class TrainState(eqx.Module):
     step: Int[Array, ""]  # updates so far
 
 
-class Batch(eqx.Module):
-    """B transitions."""
-
-    observations: Float[Array | np.ndarray, "*batch observation"]
-    actions: Float[Array | np.ndarray, "*batch action"]
-    rewards: Float[Array | np.ndarray, "*batch"]
-    masks: Float[Array | np.ndarray, "*batch"]  # 0 where the task is complete: no bootstrapping
-    next_observations: Float[Array | np.ndarray, "*batch observation"]
-
-
-class Replay(eqx.Module):
-    """What was collected online, beside the data set."""
-
-    ring: Batch  # a row a transition, the oldest overwritten
-    added: Int[Array, ""]  # transitions so far
-
-
-class Checkpoint(NamedTuple):
-    """What a run needs to go on; to evaluate it, the state is enough."""
-
-    state: TrainState
-    replay: Replay | None = None
-    unlogged: dict[str, np.ndarray] | None = None  # metrics since the last row of train.csv
-
-
-def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> Params:
+def init_params(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> Params:
     """Fresh networks."""
     critic_key, actor_key = jax.random.split(key)
     in_size = observation_dim + action_dim
@@ -368,13 +212,13 @@ def init_params(args: Args, observation_dim: int, action_dim: int, key: Key[Arra
     )
 
 
-def init_critic(args: Args, in_size: int, key: Key[Array, ""]) -> MLP:
+def init_critic(args: Args, in_size: int, key: PRNGKey) -> MLP:
     """An ensemble of two."""
     init_member = functools.partial(MLP, in_size, 1, args.hidden_sizes, layer_norm=True)
     return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, 2))
 
 
-def init_state(args: Args, observation_dim: int, action_dim: int, key: Key[Array, ""]) -> TrainState:
+def init_state(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> TrainState:
     """Fresh networks, target equal to critic, zero Adam moments."""
     params = init_params(args, observation_dim, action_dim, key)
     target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: the state's buffers are donated to each chunk
@@ -386,27 +230,22 @@ def optimizer(args: Args) -> optax.GradientTransformation:
     return optax.adam(args.learning_rate)
 
 
-def sample_transitions(args: Args, num_transitions: int, key: Key[Array, ""]) -> Int[Array, " batch"]:
-    """Uniform with replacement."""
-    return jax.random.randint(key, (args.batch_size,), 0, num_transitions)
+def q_values(
+    critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
+) -> Float[Array, "ensemble batch"]:
+    """Q_i(s, a) of every member of the ensemble."""
+    return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
 
 
-def take_batch(dataset: Dataset, transitions: Int[Array | np.ndarray, "*batch"]) -> Batch:
-    """The row after the one that starts a transition holds its next observation."""
-    rows = dataset.transitions[transitions]
-    return Batch(
-        observations=dataset.observations[rows],
-        actions=dataset.actions[rows],
-        rewards=dataset.rewards[rows],
-        masks=dataset.masks[rows],
-        next_observations=dataset.observations[rows + 1],
-    )
+def aggregate(q: Float[Array, "ensemble batch"], q_agg: Agg) -> Float[Array, " batch"]:
+    """agg_i Q_i."""
+    return q.mean(axis=0) if q_agg == "mean" else q.min(axis=0)
 
 
-# Latents and policy
+# ---- Latents: every random draw of an update but the batch -----------------------------------------------------------
 
 
-def sample_latents(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+def sample_latents(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Uniform in the d-dimensional ball of radius sqrt(d): direction uniform, radius sqrt(d) u^(1/d). d = shape[-1]."""
     direction_key, radius_key = jax.random.split(key)
     d = shape[-1]
@@ -416,14 +255,14 @@ def sample_latents(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, 
 
 
 class Noise(eqx.Module):
-    """Every random draw of one update but the batch."""
+    """What `sample_noise` draws for one update."""
 
     next_latents: Float[Array, "batch *best_of action"]  # of the next action in the Bellman target, or of N of them
     latents: Float[Array, "batch candidates action"]  # of the K candidates
 
 
-def sample_noise(args: Args, action_dim: int, key: Key[Array, ""]) -> Noise:
-    """Draw fresh latents."""
+def sample_noise(args: Args, action_dim: int, key: PRNGKey) -> Noise:
+    """Fresh for each update."""
     next_key, candidates_key = jax.random.split(key)
     best_of = () if args.critic_num_candidates == 1 else (args.critic_num_candidates,)
     return Noise(
@@ -432,23 +271,36 @@ def sample_noise(args: Args, action_dim: int, key: Key[Array, ""]) -> Noise:
     )
 
 
-def q_values(
-    critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
-) -> Float[Array, "ensemble batch"]:
-    """Q_i(s, a) of every member of the ensemble."""
-    return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
+# ---- Policy ----------------------------------------------------------------------------------------------------------
 
 
-def aggregate(q: Float[Array, "ensemble batch"], q_agg: Literal["mean", "min"]) -> Float[Array, " batch"]:
-    """agg_i Q_i."""
-    return q.mean(axis=0) if q_agg == "mean" else q.min(axis=0)
+def sample_action(
+    args: Args, params: Params, observation: Float[Array, " observation"], key: PRNGKey
+) -> Float[Array, " action"]:
+    """The policy: one latent, one pass of the actor, clipped."""
+    action_dim = params.actor.layers[-1].out_features
+    if args.inference_num_samples in (None, 1):
+        return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
+    latents = sample_latents(key, (args.inference_num_samples, action_dim))  # or, if asked for, the best of several
+    candidates = jnp.clip(jax.vmap(params.actor, in_axes=(None, 0))(observation, latents), -1, 1)
+    if args.inference_density_top_k is not None:
+        candidates = densest(candidates, args.inference_density_top_k)
+    return best_action(params.critic, args.inference_q_agg or "mean", observation, candidates)
+
+
+def sample_next_actions(
+    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
+) -> Float[Array, "batch action"]:
+    """a' of the Bellman target: a fresh sample of the policy."""
+    if args.critic_num_candidates == 1:
+        return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+    act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))  # or, if asked for, the best of several
+    candidates = jnp.clip(act(batch.next_observations, noise.next_latents), -1, 1)  # [batch, N, action]
+    return jax.vmap(functools.partial(best_action, target_critic, "min"))(batch.next_observations, candidates)
 
 
 def best_action(
-    critic: MLP,
-    q_agg: Literal["mean", "min"],
-    observation: Float[Array, " observation"],
-    candidates: Float[Array, "N action"],
+    critic: MLP, q_agg: Agg, observation: Float[Array, " observation"], candidates: Float[Array, "N action"]
 ) -> Float[Array, " action"]:
     """The candidate with the largest agg_i Q_i(s, c)."""
     observations = jnp.broadcast_to(observation, (len(candidates), len(observation)))
@@ -461,76 +313,17 @@ def densest(candidates: Float[Array, "N action"], top_k: int) -> Float[Array, "t
     return candidates[jnp.argsort(distances)[:top_k]]
 
 
-def sample_action(
-    args: Args, params: Params, observation: Float[Array, " observation"], key: Key[Array, ""]
-) -> Float[Array, " action"]:
-    """The policy: one latent, one pass of the actor, clipped; or, if asked for, the best of several."""
-    action_dim = params.actor.layers[-1].out_features
-    if args.inference_num_samples == 1:
-        return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
-    latents = sample_latents(key, (args.inference_num_samples, action_dim))
-    candidates = jnp.clip(jax.vmap(params.actor, in_axes=(None, 0))(observation, latents), -1, 1)
-    if args.inference_density_top_k is not None:
-        candidates = densest(candidates, args.inference_density_top_k)
-    return best_action(params.critic, args.inference_q_agg, observation, candidates)
+# ---- Losses ----------------------------------------------------------------------------------------------------------
 
 
-def sample_next_actions(
-    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
-) -> Float[Array, "batch action"]:
-    """a' of the Bellman target: a fresh sample of the policy; or, if asked for, the best of several."""
-    if args.critic_num_candidates == 1:
-        return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
-    act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))
-    candidates = jnp.clip(act(batch.next_observations, noise.next_latents), -1, 1)  # [batch, N, action]
-    best = functools.partial(best_action, target_critic, "min")
-    return jax.vmap(best)(batch.next_observations, candidates)
-
-
-# Losses
-
-
-def critic_loss(
-    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
-    next_actions = sample_next_actions(args, params, target_critic, batch, noise)
-    next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
-    # The target is a constant: the actor must not learn to make it easy to predict.
-    target_q = jax.lax.stop_gradient(batch.rewards + args.discount * batch.masks * next_q)
-    q = q_values(params.critic, batch.observations, batch.actions)
-    loss = ((q - target_q) ** 2).mean()
-    return loss, {
-        "critic/loss": loss,
-        "critic/q_mean": q.mean(),
-        "critic/q_min": q.min(),
-        "critic/q_max": q.max(),
-        "critic/target_q_mean": target_q.mean(),
-    }
-
-
-def candidate_distances(args: Args, actor: MLP, batch: Batch, noise: Noise) -> Float[Array, "batch K"]:
-    """||c_k - a||^2 of the candidates c_k = clip(f(s, z_k), -1, 1), without gradient."""
-    dtype = jnp.bfloat16 if args.bfloat16_routing else batch.actions.dtype
-    # Only the winner receives gradient, so all K are computed without, and the winner once more with it.
-    router = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf).astype(dtype), actor)
-
-    def squared_distances(
-        observation: Float[Array, " observation"], action: Float[Array, " action"], latents: Float[Array, "K action"]
-    ) -> Float[Array, " K"]:
-        candidates = jax.vmap(lambda latent: jnp.clip(router(observation, latent), -1, 1))(latents.astype(dtype))
-        return ((candidates - action) ** 2).sum(axis=-1)
-
-    return jax.vmap(squared_distances)(batch.observations.astype(dtype), batch.actions, noise.latents)
-
-
-def actor_loss(
-    args: Args, params: Params, batch: Batch, noise: Noise
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
     """bc_coef * L_bc + q_coef * L_q of the winning candidates (arXiv 2604.22229)."""
 
-    # Route: w = argmin_k ||c_k - a||^2.
-    distances = candidate_distances(args, params.actor, batch, noise)
+    # Route: w = argmin_k ||c_k - a||^2 of the candidates c_k = clip(f(s, z_k), -1, 1). Only the winner gets gradient,
+    # so all K are computed without, and the winner once more with it.
+    router = jax.vmap(jax.vmap(jax.lax.stop_gradient(params.actor), in_axes=(None, 0)))
+    candidates = jnp.clip(router(batch.observations, noise.latents), -1, 1)  # [batch, K, action]
+    distances = ((candidates - batch.actions[:, None]) ** 2).sum(axis=-1)
     winner = distances.argmin(axis=1)
     winning_latents = jnp.take_along_axis(noise.latents, winner[:, None, None], axis=1)[:, 0]
     actions = jnp.clip(jax.vmap(params.actor)(batch.observations, winning_latents), -1, 1)
@@ -556,14 +349,31 @@ def actor_loss(
     }
 
 
-# Training
+def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
+    """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
+    next_actions = sample_next_actions(args, params, target_critic, batch, noise)
+    next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
+    # The target is a constant: the actor must not learn to make it easy to predict.
+    target_q = jax.lax.stop_gradient(batch.rewards + args.discount * batch.masks * next_q)
+    q = q_values(params.critic, batch.observations, batch.actions)
+    loss = ((q - target_q) ** 2).mean()
+    return loss, {
+        "critic/loss": loss,
+        "critic/q_mean": q.mean(),
+        "critic/q_min": q.min(),
+        "critic/q_max": q.max(),
+        "critic/target_q_mean": target_q.mean(),
+    }
+
+
+# ---- Update ----------------------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once, whatever lengths chunks have
-def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, Metrics]:
     """One gradient step on both losses, taken at the same parameters, and one step of the target critic."""
 
-    def total_loss(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    def total_loss(params: Params) -> tuple[Scalar, Metrics]:
         c_loss, c_metrics = critic_loss(args, params, state.target_critic, batch, noise)
         a_loss, a_metrics = actor_loss(args, params, batch, noise)
         return c_loss + a_loss, c_metrics | a_metrics
@@ -577,341 +387,89 @@ def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[T
     return TrainState(optax.apply_updates(state.params, updates), target_critic, opt_state, state.step + 1), metrics
 
 
-def keys_of_update(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+def keys_of_update(key: PRNGKey, step: Int[Array, ""]) -> tuple[PRNGKey, PRNGKey]:
     """For the batch and for the noise. They depend on the number of the update alone, however runs are cut."""
     batch_key, noise_key = jax.random.split(jax.random.fold_in(key, step))
     return batch_key, noise_key
 
 
 def train_chunk(
-    args: Args, state: TrainState, data: Dataset | Batch, key: Key[Array, ""], num_updates: int
+    args: Args, state: TrainState, data: Dataset | Batch, key: PRNGKey, num_updates: int
 ) -> tuple[TrainState, dict[str, Float[Array, " num_updates"]]]:
     """`num_updates` updates in one loop on the device.
 
     `data` is the data set or, where that is too large for the device, the batches of these updates.
     """
 
-    def one_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    def one_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, Metrics]:
         batch_key, noise_key = keys_of_update(key, state.step)
         if batch is None:
-            batch = take_batch(data, sample_transitions(args, data.transitions.shape[0], batch_key))
+            batch = sample_batch(data, args.batch_size, batch_key)
         return update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
 
     return jax.lax.scan(one_update, state, data if isinstance(data, Batch) else None, length=num_updates)
 
 
-def sample_chunk(
-    args: Args, num_transitions: int, key: Key[Array, ""], first: Int[Array, ""], num_updates: int
-) -> Int[Array, "num_updates batch"]:
-    """The transitions that `train_chunk` would draw itself, for the host to fetch."""
-
-    def of_update(step: Int[Array, ""]) -> Int[Array, " batch"]:
-        batch_key, _ = keys_of_update(key, step)
-        return sample_transitions(args, num_transitions, batch_key)
-
-    return jax.vmap(of_update)(first + jnp.arange(num_updates))
-
-
-# Fine-tuning online
-
-
-def init_replay(args: Args, observation_dim: int, action_dim: int, num_transitions: int) -> Replay:
-    """An empty ring with room for all that will be collected, or for what the data set leaves of the buffer."""
-    rows = max(min(args.online_steps, args.buffer_size - num_transitions), 0)
-    observations, actions, numbers = (jnp.zeros((rows, *shape)) for shape in ((observation_dim,), (action_dim,), ()))
-    return Replay(Batch(observations, actions, numbers, numbers, observations), jnp.zeros((), jnp.int32))
-
-
-def add_transition(replay: Replay, transition: Batch) -> Replay:
-    """In the place of the oldest one, once the ring is full."""
-    slot = replay.added % replay.ring.rewards.shape[0]
-    ring = jax.tree.map(lambda rows, row: rows.at[slot].set(row), replay.ring, transition)
-    return Replay(ring, replay.added + 1)
-
-
-def sample_replay(args: Args, dataset: Dataset, replay: Replay, key: Key[Array, ""]) -> Batch:
-    """Uniform over the data set and what was collected online; or, balanced, half from each."""
-    num_offline = dataset.transitions.shape[0]
-    num_online = jnp.minimum(replay.added, replay.ring.rewards.shape[0])
-    if args.balanced_sampling:
-        offline_key, online_key = jax.random.split(key)
-        half = args.batch_size // 2
-        offline = take_batch(dataset, jax.random.randint(offline_key, (half,), 0, num_offline))
-        slots = jax.random.randint(online_key, (args.batch_size - half,), 0, num_online)
-        return jax.tree.map(lambda rows, ring: jnp.concatenate([rows, ring[slots]]), offline, replay.ring)
-    drawn = jax.random.randint(key, (args.batch_size,), 0, num_offline + num_online)
-    is_offline = drawn < num_offline
-    offline = take_batch(dataset, jnp.where(is_offline, drawn, 0))
-    slots = jnp.where(is_offline, 0, drawn - num_offline)
-
-    def choose(rows: Array, ring: Array) -> Array:
-        return jnp.where(is_offline.reshape(-1, *[1] * (rows.ndim - 1)), rows, ring[slots])
-
-    return jax.tree.map(choose, offline, replay.ring)
-
-
 def online_update(
-    args: Args, state: TrainState, replay: Replay, dataset: Dataset, key: Key[Array, ""], transition: Batch
-) -> tuple[TrainState, Replay, dict[str, Float[Array, ""]]]:
-    """Remember a transition, and learn from a batch."""
+    args: Args, state: TrainState, replay: Replay, dataset: Dataset, key: PRNGKey, transition: Batch
+) -> tuple[TrainState, Replay, Metrics]:
+    """Fine-tuning: remember a transition, and learn from a batch of the data set and of what was collected online."""
     replay = add_transition(replay, transition)
     batch_key, noise_key = keys_of_update(key, state.step)
-    batch = sample_replay(args, dataset, replay, batch_key)
+    batch = sample_replay(dataset, replay, args.batch_size, args.balanced_sampling, batch_key)
     state, metrics = update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
     return state, replay, metrics
 
 
-def run_keys(seed: Int[Array, ""]) -> Key[Array, "4"]:
-    """Of a run, from its seed: for initialisation, training, evaluation and exploration."""
-    key = jax.random.key(seed)
-    return jnp.concatenate([jax.random.split(key, 3), jax.random.fold_in(key, 3)[None]])
+# ---- Main ------------------------------------------------------------------------------------------------------------
 
 
-def make_policy(args: Args, seeds: list[int]) -> Callable[[Params], Policy]:
-    """Of parameters with a leading seed axis, the policies of all seeds in all their environments, for `Evaluator`.
-
-    Each step of each episode has a key of its own, so that it does not matter how episodes are spread.
-    """
-
-    @functools.partial(jax.jit, compiler_options=machine.single_threaded())
-    def act(params: Params, keys: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
-        def act_of_seed(params: Params, key: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
-            keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(key, i), t))(episodes, time_steps)
-            return jax.vmap(functools.partial(sample_action, args, params))(observations, keys)
-
-        return jax.vmap(act_of_seed)(params, keys, observations, episodes, time_steps)
-
-    device = machine.policy_device()
-    keys = jax.device_put(jax.vmap(run_keys)(jnp.array(seeds))[:, 2], device)
-
-    def of_params(params: Params) -> Policy:
-        copies = jax.tree.map(lambda leaf: np.array(leaf)[: len(seeds)], params)  # the next chunk reuses their memory
-        return functools.partial(act, jax.device_put(copies, device), keys)
-
-    return of_params
-
-
-def evaluate_run(args: Args) -> None:
-    """Evaluate a saved policy, with the settings of its run but for those that are given; film it if asked to."""
-    run, video = RunDirectory.open(args.evaluate, ALGORITHM, lock=False), args.video
-    trained = dataclasses.replace(run.read_args(Args), evaluate=args.evaluate, video=video)
-    args = tyro.cli(Args, default=trained)  # once more: what is not given is the run's
-    for name, value in vars(args).items():
-        if name not in EVALUATION_ARGS and value != getattr(trained, name):
-            raise UserError(f"--evaluate takes no --{name.replace('_', '-')}: it does not change what was learned")
-    spec, runs = resolve(args.env_id), Runs([run])
-    args, _ = resolve_settings(args, spec)
-    evaluator = Evaluator(
-        spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
-    )
-    with contextlib.closing(evaluator), session.StopSignals() as stop:
-        init = functools.partial(init_state, args, *evaluator.dimensions())
-        like = Checkpoint(jax.eval_shape(init, jax.random.key(0)))
-        step = runs.last_common_step(like)
-        if step == 0:
-            raise UserError(f"{run.path} has no checkpoint yet")
-        policy = make_policy(args, runs.seeds)(runs.restore(step, like).state.params)
-        results = evaluator(policy, stop.requested)
-        if results is not None:
-            episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
-            print(f"after update {step:,}, {episodes}: {session.describe(results[0])}")
-        if video is not None and not stop.requested():
-            evaluator.film(policy, video)
-
-
-def main(args: Args) -> None:
-    """Load, initialise, then for each chunk: train, log, save, evaluate. Only here is there more than one seed."""
-    if args.resume and args != Args(resume=args.resume):
-        raise UserError("--resume takes all other settings from the run; give no other argument")
-    if args.video is not None and (args.evaluate is None or args.video.suffix not in (".mp4", ".gif")):
-        raise UserError(f"--video {args.video}: belongs to --evaluate, and to a name that ends in .mp4 or .gif")
-    if args.evaluate is not None:
-        evaluate_run(args)
-        return
-    resumed = Runs.open(args.resume, ALGORITHM) if args.resume else None
-    if resumed is not None:
-        args = resumed.read_args(Args)
-    spec = resolve(args.env_id)
-    args, origins = resolve_settings(args, spec)
+def main(args: Args) -> list[Outcome] | None:
+    """Load, initialise, then chunk by chunk: update, log, save, evaluate. Only here is there more than one seed."""
     if args.print_config:
-        config = {"environment": spec.name, "args": dataclasses.asdict(args), "origins": origins}
-        print(json.dumps(config, indent=2, default=str))
-        return
+        return print_config(args, published_settings)
+    if args.evaluate is not None:
+        return evaluate_run(args, ALGORITHM, init_state, sample_action)  # no training
 
-    # What can be refused is refused before any data is touched.
-    seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
-    paths = [] if resumed else new_paths(args.run_dir, ALGORITHM, spec, seeds)
-    if args.track:
-        import_wandb()
-    dataset, provenance = datasets.load(
-        spec,
-        dataset_path=resumed.dataset_path if resumed else args.dataset_path,
-        dataset_dir=args.dataset_dir,
-        source=args.data_source,
-        collect_episodes=args.collect_episodes,
-        collect_workers=args.collect_workers,
-    )
-    num_transitions = dataset.transitions.size
-    if args.online_steps > 0 and args.buffer_size <= num_transitions:
-        raise UserError(f"--buffer-size {args.buffer_size}: the data set alone has {num_transitions} transitions")
-    on_host = machine.keep_on_host(args.data_memory, dataset.num_bytes)
-    if on_host and args.online_steps > 0:
-        raise UserError("--online-steps needs the data set on the device")
-    runs = resumed or Runs.create(paths, ALGORITHM, spec, args, origins, provenance, seeds)
-    runs.check_data(provenance)
-    if args.track:
-        runs.track(args.wandb_project)
+    # Arguments: given, else published, else default; or those of the runs that --resume names.
+    args, dataset, runs = Runs.begin(args, ALGORITHM, published_settings)
+    seeds = Seeds(runs.seeds)  # every array below has a leading axis of seeds, spread over the devices
+    states = seeds.initialise(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))
+    replays = seeds.initialise(lambda key: empty_replay(args, dataset))
+    states, replays = runs.restore(seeds, states, replays)  # where they stand, if they are resumed
 
-    # The seed axis: one place for each seed, spread over the devices.
-    placement = machine.place_seeds(len(seeds))
-    keys = placement.spread(jax.vmap(run_keys)(jnp.array(seeds)))
-    init_keys, train_keys, exploration_keys = keys[:, 0], keys[:, 1], keys[:, 3]
-
-    def init(key: Key[Array, ""]) -> tuple[TrainState, Replay]:
-        sizes = (dataset.observation_dim, dataset.action_dim)
-        return init_state(args, *sizes, key), init_replay(args, *sizes, num_transitions)
-
-    initialise = jax.jit(jax.vmap(init), out_shardings=placement.by_seed, compiler_options=machine.quick_to_compile())
-    states, replays = initialise(init_keys)
-    session.announce(
-        environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
-        data=f"{datasets.describe(provenance)}, {dataset.describe_size()}" + (" on the host" if on_host else ""),
-        settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in runs.origins.items()),
-        networks=f"hidden sizes {args.hidden_sizes}, batch size {args.batch_size}",
-        seeds=f"{', '.join(map(str, seeds))}" + (f" ({placement.description})" if len(seeds) > 1 else ""),
-        device=describe_device(),
-        run=str(runs),
-    )
-    if spec.family not in PUBLISHED:
-        print(f"note: nothing is published for {spec.family}; tune --{KNOB.replace('_', '-')}", flush=True)
-
-    # Go on where the runs stand.
-    one_update = jax.vmap(functools.partial(train_chunk, args, num_updates=1), in_axes=(0, None, 0))
-    _, names = jax.eval_shape(one_update, states, dataset, train_keys)
-    unlogged = IntervalMetrics(names, runs, args.log_interval)
-    first_of = functools.partial(jax.tree.map, lambda leaf: leaf[0])
-    like = jax.eval_shape(first_of, Checkpoint(states, replays, unlogged.values))  # of one seed
-    step, total = runs.last_common_step(like), args.offline_steps + args.online_steps
-    if step > 0:
-        states, replays, unlogged.values = runs.restore(step, like)
-        states, replays = placement.spread((states, replays))
-    runs.rewind(step)
-
-    on_cpu = jax.default_backend() == "cpu"
-    one_core = machine.available_cores() == 1  # where updates and evaluation would only get in each other's way
-
-    def end_of_chunk(step: int) -> int:
-        """A chunk ends where something is due; sooner on a CPU, where that takes long, and with batches to fetch."""
-        if step >= args.offline_steps:
-            return min(step + 1, total)  # online: a step in the environment between any two updates
-        ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
-        return min(*ends, args.offline_steps, step + SHORT_CHUNK if on_cpu or on_host else args.offline_steps)
-
-    # Data: shared by all seeds on the device; or on the host, which fetches the batches of the chunk after this one.
-    @functools.partial(jax.jit, static_argnums=2)
-    def draw(keys: Array, first: int, num_updates: int) -> Array:
-        sample = functools.partial(sample_chunk, args, num_transitions, num_updates=num_updates)
-        return jax.vmap(sample, in_axes=(0, None))(keys, first)
-
-    host_keys = jax.device_put(train_keys, machine.policy_device())  # drawn there: the device is busy
-
-    def fetch(first: int, end: int) -> Batch:
-        return jax.device_put(take_batch(dataset, np.asarray(draw(host_keys, first, end - first))), placement.by_seed)
-
-    batches_ahead = datasets.Prefetcher(fetch)
-    device_data = None if on_host else jax.device_put(dataset, placement.shared)
-
-    @functools.cache
-    def compile_chunk(num_updates: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-        progress.compiling(num_updates)
+    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+    def train(states: Any, data: Any, keys: Any, num_updates: int) -> Any:
         chunk = functools.partial(train_chunk, args, num_updates=num_updates)
-        vmapped = jax.vmap(chunk, in_axes=(0, 0 if on_host else None, 0))
-        return jax.jit(vmapped, donate_argnums=0).lower(states, data, train_keys).compile()
+        shared = isinstance(data, Dataset)  # by all seeds; batches are each seed's own
+        return jax.vmap(chunk, in_axes=(0, None if shared else 0, 0))(states, data, keys)
 
-    # Fine-tuning: each seed explores an environment of its own.
-    @functools.cache
-    def begin_exploring() -> tuple[ExplorationEnvs, Callable[..., Array], Callable[..., tuple]]:
-        progress.compiling(1)
-        environments = ExplorationEnvs(spec, runs.dataset_path, seeds, first_step=step)
-        stack.callback(environments.close)
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def fine_tune(states: Any, replays: Any, dataset: Any, keys: Any, transitions: Any) -> Any:
+        learn = jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0))
+        return learn(states, replays, dataset, keys, transitions)
 
-        def act(params: Params, observation: Array, key: Array, step: int) -> Array:
-            return sample_action(args, params, observation, jax.random.fold_in(key, step))
+    with Session(args, runs, seeds) as session:  # progress, Ctrl-C, the end of what works in the background
+        data = session.closing(Batches(args, dataset, seeds, keys_of_update, session.end_of_chunk))
+        act = functools.partial(sample_action, args)
+        evaluations, explorer = session.closing(Evaluations(session, act)), session.closing(Explorer(session, act))
+        evaluations.make_up_for_missed()
 
-        explore = jax.jit(jax.vmap(act, in_axes=(0, 0, 0, None)))
-        explore(states.params, placement.spread(environments.observations), exploration_keys, step)  # compiles it
-        vmapped = jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0))
-        learn = jax.jit(vmapped, donate_argnums=(0, 1))
-        transitions = jax.device_put(jax.tree.map(lambda ring: ring[:, 0], replays.ring), placement.by_seed)
-        return environments, explore, learn.lower(states, replays, device_data, train_keys, transitions).compile()
-
-    policy = make_policy(args, seeds)
-    evaluator = Evaluator(
-        spec, args.eval_episodes, seeds=seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
-    )
-
-    def begin_evaluation(step: int, params: Params) -> None:
-        """Evaluate what the seeds have learned by `step`, beside training, once the evaluation before has ended."""
-        log_evaluation(wait=True)
-        evaluator.submit(step, policy(params), stop.requested)
-
-    def log_evaluation(*, wait: bool) -> None:
-        """Log the evaluation that is under way, if it has ended or is to be waited for."""
-        finished = evaluator.finished(wait=wait)
-        if finished is not None:
-            progress.report_evaluation(finished[0], runs.log_evaluation(*finished))
-
-    def save() -> None:
-        runs.save(step, jax.device_get(Checkpoint(states, replays, unlogged.values)))
-
-    with (
-        contextlib.ExitStack() as stack,
-        session.StopSignals() as stop,
-        session.Progress(total, initial=step, seconds=runs.seconds, on_cpu=on_cpu) as progress,
-    ):
-        for closable in (runs, batches_ahead, evaluator):
-            stack.callback(closable.close)
-        for missed, checkpoint in runs.missed_evaluations(Checkpoint(like.state)):
-            begin_evaluation(missed, checkpoint.state.params)
-        while True:
-            if runs.is_due(step):
-                save()
-                begin_evaluation(step, states.params)
-            log_evaluation(wait=step == total or one_core)
-            if step == total or stop.requested():
-                break
-
-            end = end_of_chunk(step)
+        for step, end in session.chunks():  # to the last update, or to the first Ctrl-C
             if step < args.offline_steps:
-                data = batches_ahead(step, end, end_of_chunk(end)) if on_host else device_data
-                chunk = compile_chunk(end - step)
-                with progress.timed(end):
-                    states, metrics = jax.block_until_ready(chunk(states, data, train_keys))
-            else:
-                environments, explore, learn = begin_exploring()
-                with progress.timed(end):
-                    observations = placement.spread(environments.observations)
-                    actions = np.asarray(explore(states.params, observations, exploration_keys, step))[: len(seeds)]
-                    transitions = placement.spread(Batch(**environments.step(actions)))
-                    learned = learn(states, replays, device_data, train_keys, transitions)
-                    states, replays, metrics = jax.block_until_ready(learned)
-            unlogged.add(step, jax.device_get(metrics))
-            step = end
-
-            if step % args.log_interval == 0 or step in (args.offline_steps, total):
-                first = (step - 1) // args.log_interval * args.log_interval
-                if step > args.offline_steps:
-                    first = max(first, args.offline_steps)  # which has a row of its own
-                    runs.log("exploration", step, environments.summaries())
-                means = unlogged.means(first, step)
-                runs.log("train", step, means)
-                runs.log("time", step, [progress.times()] * len(seeds))
-                shown = ("critic/loss", "critic/q_mean", "actor/q_mean")
-                progress.report({name: float(np.mean([mean[name] for mean in means])) for name in shown})
-            if runs.minutes_since_save() >= args.save_minutes:
-                save()
-        save()
-    runs.print_outcome(step, total)
+                states, metrics = train(states, data(step, end), seeds.keys.train, end - step)
+            else:  # fine-tuning online: a step in the environment, and one update
+                transitions = explorer.step(step, states.params)
+                states, replays, metrics = fine_tune(states, replays, data.dataset, seeds.keys.train, transitions)
+            session.log(end, metrics, explorer)
+            if session.save_is_due(end):  # each --save-minutes, and before an evaluation
+                runs.save(end, states, replays)
+            if session.evaluation_is_due(end):  # each --eval-interval, and at the end
+                evaluations.begin(end, states.params)  # beside training, once the one before has ended
+            evaluations.log_finished()
+        runs.save(session.step, states, replays)
+        evaluations.log_finished(wait=True)
+    return runs.outcome(session.step, session.total)
 
 
 if __name__ == "__main__":

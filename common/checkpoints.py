@@ -97,6 +97,21 @@ def restore(folder: pathlib.Path, step: int, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def restore_dict(folder: pathlib.Path, step: int, name: str) -> dict[str, np.ndarray]:
+    """Read one dict of arrays of the checkpoint of this step: its path in the tree, e.g. '.unlogged'; empty if none.
+
+    Raises:
+        OSError, ValueError, ...: the checkpoint is not there, or damaged.
+    """
+    with np.load(_path(folder, step)) as arrays:
+        keys = [
+            entry.removeprefix(f"{name}['").removesuffix("']")
+            for entry in arrays.files
+            if entry.startswith(f"{name}['")
+        ]
+        return {key: arrays[f"{name}['{key}']"] for key in keys}
+
+
 def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

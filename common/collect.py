@@ -28,7 +28,7 @@ from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line
 from common.files import sha256, write_whole
 from common.machine import available_cores
-from common.session import interrupt_event, starting_workers
+from common.signals import interrupt_event, starting_workers
 
 ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take

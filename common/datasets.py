@@ -1,24 +1,21 @@
-"""Offline data: where a data set comes from, whether it is sound, and how it lies in memory."""
+"""Offline data: where a data set comes from, and whether it is sound."""
 
-import concurrent.futures
 import contextlib
 import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-import equinox as eqx
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from common import collect, minari_data
+from common.arguments import DataSource
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env
 from common.errors import UserError, describe_os_error
 from common.files import sha256, write_whole
+from common.replay import Dataset
 
 OFFICIAL_SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 MIRROR = "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main"
@@ -32,65 +29,7 @@ DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down
 DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 SOURCES = ("official", "mirror", "collected")
-DataSource = Literal["auto", "download", "collect"]
 Provenance = dict[str, Any]
-
-
-class Dataset(eqx.Module):
-    """Trajectories laid end to end, every observation stored once.
-
-    Row t + 1 is the successor of row t inside a trajectory. The last row of a trajectory is only a successor: it starts
-    no transition. `rewards` and `masks` belong to the row's state (ogbench >= 1.2.0).
-    """
-
-    observations: Float[Array | np.ndarray, "rows observation"]
-    actions: Float[Array | np.ndarray, "rows action"]
-    rewards: Float[Array | np.ndarray, " rows"]
-    masks: Float[Array | np.ndarray, " rows"]  # 0 where the task is complete, else 1: bootstrap with this
-    transitions: Int[Array | np.ndarray, " transitions"]  # rows that start a transition
-
-    @property
-    def observation_dim(self) -> int:
-        """Length of an observation."""
-        return self.observations.shape[1]
-
-    @property
-    def action_dim(self) -> int:
-        """Length of an action."""
-        return self.actions.shape[1]
-
-    @property
-    def num_bytes(self) -> int:
-        """In memory."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
-
-    def describe_size(self) -> str:
-        """For people: transitions and bytes in memory."""
-        return f"{self.transitions.size:,} transitions, {self.num_bytes / 1e6:.0f} MB"
-
-
-class Prefetcher:
-    """Fetches, in a thread, what will be asked for next while the caller computes."""
-
-    def __init__(self, fetch: Callable[[int, int], Any]):
-        """Args:
-        fetch: what belongs to the updates from one number to another.
-        """
-        self._fetch = fetch
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
-        self._ahead: dict[tuple[int, int], concurrent.futures.Future] = {}
-
-    def __call__(self, first: int, end: int, next_end: int) -> Any:
-        """What belongs to the updates from `first` to `end`, while those up to `next_end` are fetched."""
-        here, ahead = (first, end), (end, next_end)
-        future = self._ahead.get(here) or self._thread.submit(self._fetch, *here)
-        result = future.result()
-        self._ahead = {ahead: self._thread.submit(self._fetch, *ahead)} if next_end > end else {}
-        return result
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
 
 
 def load(

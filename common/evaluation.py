@@ -1,4 +1,4 @@
-"""Evaluates policies in the real environments: in worker processes, and in a thread, so that training can go on."""
+"""Policies in the real environments: evaluated beside training or alone, filmed, and exploring."""
 
 import concurrent.futures
 import contextlib
@@ -10,19 +10,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from common import minari_data
+from common import machine, minari_data
+from common.arguments import RunArgs, check_alone, for_evaluation
 from common.env_ids import EnvSpec
-from common.envs import make_evaluation_env, make_evaluation_lanes
+from common.envs import ExplorationEnvs, make_evaluation_env, make_evaluation_lanes
 from common.errors import UserError
-from common.machine import available_cores
-from common.session import starting_workers
+from common.progress import describe
+from common.replay import Batch
+from common.run_directory import RunDirectory, score_metric
+from common.runs import Checkpoint, Outcome, Runs
+from common.seeds import keys_of_runs
+from common.session import Session
+from common.signals import StopSignals, starting_workers
 
 GRACE_S = 1.0
 LANES_PER_WORKER = 4  # at least: the policy is called once for all of them, and processes talk less
@@ -33,6 +41,7 @@ Policy = Callable[
     Float[np.ndarray, "seeds lanes a"],
 ]
 Results = list[dict[str, float]]  # of each seed
+Act = Callable[[Any, Float[Array, " o"], Key[Array, ""]], Float[Array, " a"]]  # of parameters: one action
 
 
 class Evaluator:
@@ -61,7 +70,7 @@ class Evaluator:
         self.spec = spec
         self.dataset_path = dataset_path
         self.reference_scores = None if spec.suite == "ogbench" else minari_data.reference_scores(spec, dataset_path)
-        workers = workers or available_cores()
+        workers = workers or machine.available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker
         self.workers = math.ceil(len(seeds) * self.lanes / self._share)
@@ -70,31 +79,6 @@ class Evaluator:
             for seed in seeds
         ]
         self._envs: gymnasium.vector.VectorEnv | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "evaluation")
-        self._under_way: tuple[int, concurrent.futures.Future[Results | None]] | None = None
-        self._closing = threading.Event()
-
-    def submit(self, step: int, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Begin to run all episodes in a thread, for the policies after update `step`; one evaluation at a time."""
-        assert self._under_way is None
-        stop = lambda: should_stop() or self._closing.is_set()  # noqa: E731
-        self._under_way = step, self._thread.submit(self, policy, stop)
-
-    def finished(self, *, wait: bool) -> tuple[int, Results] | None:
-        """The step and the results of the evaluation under way; None if it goes on, was stopped, or there is none.
-
-        Args:
-            wait: for its end, unless it is stopped.
-
-        Raises:
-            UserError: a worker process died.
-        """
-        if self._under_way is None or not (wait or self._under_way[1].done()):
-            return None
-        step, future = self._under_way
-        self._under_way = None
-        results = future.result()
-        return None if results is None else (step, results)
 
     def __call__(self, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> Results | None:
         """Run all episodes now.
@@ -114,7 +98,7 @@ class Evaluator:
         try:
             return self._evaluate(self.start(), policy, should_stop)
         except (EOFError, ConnectionError) as error:  # a signal to the whole process group, the kernel short of memory
-            self._close_envs()
+            self.close()
             deadline = time.monotonic() + GRACE_S
             while (
                 time.monotonic() < deadline
@@ -145,7 +129,7 @@ class Evaluator:
         with progress:
             while (episode < num_episodes).any():
                 if should_stop():
-                    self._close_envs()  # a step may be under way
+                    self.close()  # a step may be under way
                     return None
                 actions.reshape(-1, actions.shape[-1])[:size] = np.reshape(
                     policy(by_seed(observations), episode, time_step), (size, -1)
@@ -247,12 +231,7 @@ class Evaluator:
         return [lanes[first : first + self._share] for first in range(0, len(lanes), self._share)]
 
     def close(self) -> None:
-        """End the worker processes and the thread; an evaluation that is under way is stopped."""
-        self._closing.set()
-        self._thread.shutdown()
-        self._close_envs()
-
-    def _close_envs(self) -> None:
+        """End the worker processes."""
         if isinstance(self._envs, AsyncVectorEnv):
             # Its own `close` would first wait for the answer to a step that is under way, even of a process that died.
             for process in self._envs.processes:
@@ -263,3 +242,152 @@ class Evaluator:
         elif self._envs is not None:
             self._envs.close()
         self._envs = None
+
+
+def policies_of(act: Act, keys: Key[Array, " seeds"]) -> Callable[[Any], Policy]:
+    """Of parameters [seeds, ...], the policies of all seeds in all their environments, for `Evaluator`.
+
+    Each step of each episode has a key of its own, so that it does not matter how episodes are spread.
+
+    Args:
+        act: the policy, (parameters, observation, key) -> action.
+        keys: evaluation keys.
+    """
+
+    @functools.partial(jax.jit, compiler_options=machine.single_threaded())
+    def act_everywhere(params: Any, keys: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
+        def act_of_seed(params: Any, key: Array, observations: Array, episodes: Array, time_steps: Array) -> Array:
+            keys = jax.vmap(lambda i, t: jax.random.fold_in(jax.random.fold_in(key, i), t))(episodes, time_steps)
+            return jax.vmap(functools.partial(act, params))(observations, keys)
+
+        return jax.vmap(act_of_seed)(params, keys, observations, episodes, time_steps)
+
+    device = machine.policy_device()
+    keys = jax.device_put(keys, device)
+    return lambda params: functools.partial(act_everywhere, jax.device_put(params, device), keys)
+
+
+class Evaluations:
+    """The evaluations of a session, each in a thread beside training; its results go to eval.csv."""
+
+    def __init__(self, session: Session, act: Act):
+        """Args:
+        session: whose.
+        act: the policy.
+        """
+        args, runs = session.args, session.runs
+        self._session, self._runs = session, runs
+        self._evaluator = Evaluator(
+            runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
+        )
+        self._policies = policies_of(act, keys_of_runs(runs.seeds).evaluation)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "evaluation")
+        self._under_way: tuple[int, concurrent.futures.Future[Results | None]] | None = None
+        self._closing = threading.Event()
+
+    def make_up_for_missed(self) -> None:
+        """Run the evaluations that an earlier sitting began and did not end."""
+        for step, states in self._runs.missed_evaluations():
+            self.begin(step, states.params)
+
+    def begin(self, step: int, params: Any) -> None:
+        """Evaluate what the seeds have learned by `step`, once the evaluation before has ended.
+
+        Beside training, but for a single core: there they would only get in each other's way.
+        """
+        self.log_finished(wait=True)
+        policies = self._policies(self._session.seeds.gather(params))  # copies: the next chunk reuses the memory
+        stop = lambda: self._session.stop_requested() or self._closing.is_set()  # noqa: E731
+        self._under_way = step, self._thread.submit(self._evaluator, policies, stop)
+        self.log_finished(wait=machine.available_cores() == 1)
+
+    def log_finished(self, *, wait: bool = False) -> None:
+        """Log the evaluation that is under way, if it has ended or is to be waited for.
+
+        Raises:
+            UserError: a worker process died.
+        """
+        if self._under_way is None or not (wait or self._under_way[1].done()):
+            return
+        step, future = self._under_way
+        self._under_way = None
+        results = future.result()
+        if results is not None:  # else it was stopped
+            self._session.progress.report_evaluation(step, self._runs.log_evaluation(step, results))
+
+    def close(self) -> None:
+        """End the thread and the worker processes; an evaluation that is under way is stopped."""
+        self._closing.set()
+        self._thread.shutdown()
+        self._evaluator.close()
+
+
+class Explorer:
+    """Fine-tuning: each seed explores an environment of its own."""
+
+    def __init__(self, session: Session, act: Act):
+        """Args:
+        session: whose.
+        act: the policy.
+        """
+        self._session = session
+        self._envs: ExplorationEnvs | None = None  # as long as there is no step
+        act_at = lambda params, observation, key, step: act(params, observation, jax.random.fold_in(key, step))  # noqa: E731
+        self._act = jax.jit(jax.vmap(act_at, in_axes=(0, 0, 0, None)))
+
+    def step(self, step: int, params: Any) -> Batch:
+        """A step in the environment of each seed after update `step`: the transitions, in their places."""
+        runs, seeds = self._session.runs, self._session.seeds
+        if self._envs is None:
+            self._envs = ExplorationEnvs(runs.spec, runs.dataset_path, runs.seeds, first_step=step)
+        observations = seeds.spread(self._envs.observations)
+        actions = seeds.gather(self._act(params, observations, seeds.keys.exploration, step))
+        return seeds.spread(Batch(**self._envs.step(actions)))
+
+    def summaries(self) -> list[dict[str, float | int]]:
+        """Of each seed, means over the episodes that have ended since the last summary."""
+        return self._envs.summaries()
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._envs is not None:
+            self._envs.close()
+
+
+def evaluate_run(
+    args: RunArgs, algorithm: str, init_state: Callable[..., Any], sample_action: Callable[..., Any]
+) -> list[Outcome]:
+    """Evaluate a saved policy, with the settings of its run but for those that are given; film it if asked to.
+
+    Args:
+        args: `evaluate`, and what is to differ.
+        algorithm: name of the script.
+        init_state: its (args, observation_dim, action_dim, key) -> state.
+        sample_action: its (args, params, observation, key) -> action.
+
+    Raises:
+        UserError: this is no run of this algorithm, or without a checkpoint; a setting that --evaluate does not take.
+    """
+    check_alone(args)
+    run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
+    args = for_evaluation(run.read_args(type(args)), args)
+    runs = Runs([run])
+    evaluator = Evaluator(
+        runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
+    )
+    with contextlib.closing(evaluator), StopSignals() as stop:
+        init = functools.partial(init_state, args, *evaluator.dimensions())
+        like = Checkpoint(jax.eval_shape(init, jax.random.key(0)))
+        step = runs.last_common_step(like)
+        if step == 0:
+            raise UserError(f"{run.path} has no checkpoint yet")
+        policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
+        policy = policies(runs.read(step, like).state.params)
+        results = evaluator(policy, stop.requested)
+        if results is None:
+            return [Outcome(run.path, step, None)]
+        episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
+        print(f"after update {step:,}, {episodes}: {describe(results[0])}")
+        if video is not None and not stop.requested():
+            evaluator.film(policy, video)
+    return [Outcome(run.path, step, results[0][score_metric(results)])]

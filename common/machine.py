@@ -1,12 +1,9 @@
 """The machine that a run runs on."""
 
-import math
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled program needs beside its arguments
 
@@ -22,44 +19,11 @@ def describe_device() -> str:
     return f"{jax.local_device_count()} x {kind} ({platform}), {available_cores()} CPU cores, jax {jax.__version__}"
 
 
-class Placement(NamedTuple):
-    """Which device trains which seeds: the leading axis of every array has one entry a place."""
-
-    by_seed: NamedSharding  # of arrays whose leading axis is the places: as many on each device, maybe more than seeds
-    shared: NamedSharding  # of arrays that every device holds
-    seed_of_place: np.ndarray
-    description: str
-
-    def spread(self, tree: Any) -> Any:
-        """Put arrays with a leading axis of seeds in their places; an empty place gets what the last seed has."""
-        return jax.tree.map(lambda leaf: jax.device_put(leaf[self.seed_of_place], self.by_seed), tree)
-
-
-def place_seeds(num_seeds: int) -> Placement:
-    """Spread seeds over the local devices, as few on each as possible.
-
-    With 3 seeds on 2 devices each has 2 places, and the last one stays empty: what it computes is thrown away.
-    """
-    devices = jax.local_devices()
-    seeds_per_device = math.ceil(num_seeds / len(devices))
-    used = devices[: math.ceil(num_seeds / seeds_per_device)]
-    mesh = Mesh(np.array(used), ("seed",))
-    places = len(used) * seeds_per_device
-    empty = f", {places - num_seeds} of {places} places empty" if places > num_seeds else ""
-    return Placement(
-        by_seed=NamedSharding(mesh, PartitionSpec("seed")),
-        shared=NamedSharding(mesh, PartitionSpec()),
-        seed_of_place=np.minimum(np.arange(places), num_seeds - 1),
-        description=f"{seeds_per_device} on each of {len(used)} device{'s' if len(used) > 1 else ''}{empty}",
-    )
-
-
-def keep_on_host(data_memory: Literal["auto", "device", "host"], num_bytes: int) -> bool:
-    """Whether the data set stays on the host: if it is asked for, or it does not fit on the device, which is said."""
-    if data_memory == "auto" and not _fits_on_device(num_bytes):
-        print(f"the data set ({num_bytes / 1e6:,.0f} MB) does not fit on the device and stays on the host", flush=True)
-        return True
-    return data_memory == "host"
+def place_data(data_memory: Literal["auto", "device", "host"], num_bytes: int) -> Literal["device", "host"]:
+    """Where the data set lies: where it is asked for, else on the device if it fits there, else on the host."""
+    if data_memory == "auto":
+        return "device" if _fits_on_device(num_bytes) else "host"
+    return data_memory
 
 
 def _fits_on_device(num_bytes: int) -> bool:

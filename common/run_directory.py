@@ -9,12 +9,14 @@ import json
 import os
 import pathlib
 import time
-import typing
 import uuid
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from common import checkpoints
+from common.arguments import Args, in_their_types
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.files import write_whole
@@ -33,7 +35,6 @@ PACKAGES = {
 }
 
 Row = dict[str, float | int]
-Args = typing.TypeVar("Args")
 
 
 class RunDirectory:
@@ -131,20 +132,11 @@ class RunDirectory:
         Raises:
             UserError: another version of the script, with other arguments, made the run.
         """
-        values = self.config["args"]
-        hints = typing.get_type_hints(args_class)
-        if set(hints) != set(values):
-            names = ", ".join(sorted(set(hints) ^ set(values)))
+        values, known = self.config["args"], {field.name for field in dataclasses.fields(args_class)}
+        if known != set(values):
+            names = ", ".join(sorted(known ^ set(values)))
             raise UserError(f"{self.path} was made by another version of the script (arguments that differ: {names})")
-
-        def decode(value: Any, hint: Any) -> Any:
-            if isinstance(value, list):
-                return tuple(decode(item, typing.get_args(hint)[0]) for item in value)
-            if value is not None and pathlib.Path in (hint, *typing.get_args(hint)):
-                return pathlib.Path(value)
-            return value
-
-        return args_class(**{name: decode(value, hints[name]) for name, value in values.items()})
+        return args_class(**in_their_types(args_class, values))
 
     def check_data(self, provenance: dict[str, Any]) -> None:
         """Raises `UserError` if this is not the data that the run was started on."""
@@ -192,6 +184,10 @@ class RunDirectory:
     def restore(self, step: int, like: Any) -> Any:
         """Read the checkpoint after update `step`, as NumPy arrays. To go on from it, the run has to be rewound."""
         return checkpoints.restore(self.path / "checkpoints", step, like)
+
+    def restore_dict(self, step: int, name: str) -> dict[str, np.ndarray]:
+        """Read one dict of this checkpoint, whose keys need not be known."""
+        return checkpoints.restore_dict(self.path / "checkpoints", step, name)
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""

@@ -5,36 +5,126 @@ import dataclasses
 import datetime
 import pathlib
 import sys
-import typing
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from common import checkpoints
-from common.env_ids import EnvSpec
+from common import checkpoints, datasets, machine
+from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
+from common.env_ids import EnvSpec, resolve
 from common.errors import UserError
-from common.run_directory import SCORES, Row, RunDirectory, check_vacant, headline_evaluations, score_metric
+from common.progress import announce
+from common.replay import Dataset, check_room
+from common.run_directory import (
+    SCORES,
+    Row,
+    RunDirectory,
+    check_vacant,
+    headline_evaluations,
+    import_wandb,
+    score_metric,
+)
+from common.seeds import Seeds
 
-Args = typing.TypeVar("Args")
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on; to evaluate it, the state is enough."""
+
+    state: Any
+    replay: Any = None
+    unlogged: dict[str, np.ndarray] | None = None  # metrics since the last row of train.csv
+
+
+class Outcome(NamedTuple):
+    """Of one run: its folder, updates so far, and its headline score, if it has ended."""
+
+    path: pathlib.Path
+    step: int
+    score: float | None
 
 
 class Runs:
-    """The run directories of several seeds. Arrays have a leading seed axis, in the order of `seeds`."""
+    """The run directories of several seeds. Arrays have a leading seed axis, in the order of `seeds`.
+
+    Attributes:
+        seeds: their numbers.
+        spec: environment and task.
+        dataset_path: data file.
+        step: updates that all of them have a checkpoint of, once they are restored.
+        unlogged: metrics since the last row of train.csv.
+    """
 
     def __init__(self, runs: Sequence[RunDirectory]):
-        """Use `create` or `open`."""
+        """Use `begin`, `create` or `open`."""
         self._runs = list(runs)
         self.seeds: list[int] = [run.config["args"]["seed"] for run in runs]
+        self.spec = EnvSpec(**runs[0].config["environment"])
         self.dataset_path = runs[0].dataset_path
+        self.step = 0
+        self.unlogged = IntervalMetrics(self, runs[0].config["args"]["log_interval"])
+        self._like = Checkpoint(None)  # what a checkpoint of one seed holds, in structure, shapes and dtypes
+
+    @staticmethod
+    def begin(args: Args, algorithm: str, published_settings: Published) -> tuple[Args, Dataset, "Runs"]:
+        """Start new runs, or open those of --resume. What can be refused is refused before any data is touched.
+
+        Args:
+            args: as given.
+            algorithm: name of the script.
+            published_settings: the paper's.
+
+        Returns:
+            The arguments without what was left unset (`data_memory` says where the data set lies), the data set (NumPy
+            arrays), and the runs.
+
+        Raises:
+            UserError: arguments that do not go together; no data; a folder that is taken.
+        """
+        check_alone(args)
+        resumed = Runs.open(args.resume, algorithm) if args.resume else None
+        if resumed is not None:
+            args = resumed.read_args(type(args))
+        spec = resolve(args.env_id)
+        args, origins = complete(args, spec, published_settings)
+        seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
+        paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)
+        if args.track:
+            import_wandb()
+        dataset, provenance = datasets.load(
+            spec,
+            dataset_path=resumed.dataset_path if resumed else args.dataset_path,
+            dataset_dir=args.dataset_dir,
+            source=args.data_source,
+            collect_episodes=args.collect_episodes,
+            collect_workers=args.collect_workers or machine.available_cores(),
+        )
+        check_room(args, dataset)
+        data_memory = machine.place_data(args.data_memory, dataset.num_bytes)
+        if data_memory == "host" and args.online_steps > 0:
+            raise UserError("--online-steps needs the data set on the device")
+        runs = resumed or Runs.create(paths, algorithm, spec, args, origins, provenance, seeds)
+        for run in runs._runs:
+            run.check_data(provenance)
+            if args.track:
+                run.track(args.wandb_project)
+        announce(
+            environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
+            data=f"{datasets.describe(provenance)}, {dataset.describe_size()}, on the {data_memory}",
+            settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
+            run=", ".join(str(run.path) for run in runs._runs),
+        )
+        if "default" in origins.values():
+            print(f"note: nothing is published for {spec.family}; tune {flag(next(iter(origins)))}", flush=True)
+        return dataclasses.replace(args, data_memory=data_memory), dataset, runs
 
     @staticmethod
     def create(
         paths: Sequence[pathlib.Path],
         algorithm: str,
         spec: EnvSpec,
-        args: Any,
+        args: RunArgs,
         origins: dict[str, str],
         provenance: dict[str, Any],
         seeds: Sequence[int],
@@ -70,26 +160,8 @@ class Runs:
             for name, value in vars(args).items():
                 if name not in ("seed", "run_dir") and value != getattr(each[0], name):
                     pair = f"{self._runs[0].path} and {run.path}"
-                    raise UserError(f"{pair} cannot go on together: they differ in --{name.replace('_', '-')}")
+                    raise UserError(f"{pair} cannot go on together: they differ in {flag(name)}")
         return each[0]
-
-    def check_data(self, provenance: dict[str, Any]) -> None:
-        """Raises `UserError` if this is not the data that the runs were started on."""
-        for run in self._runs:
-            run.check_data(provenance)
-
-    def track(self, project: str) -> None:
-        """Send every row to Weights & Biases, too. Raises `UserError` if it does not start."""
-        for run in self._runs:
-            run.track(project)
-
-    def __str__(self) -> str:
-        return ", ".join(str(run.path) for run in self._runs)
-
-    @property
-    def origins(self) -> dict[str, str]:
-        """Where each setting came from."""
-        return self._runs[0].config["origins"]
 
     @property
     def seconds(self) -> float:
@@ -116,8 +188,30 @@ class Runs:
             raise UserError(f"these runs stand at different updates, resume each of them alone: {', '.join(stand)}")
         return max(common)
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Read the checkpoints after update `step`, as NumPy arrays. To go on from there, rewind the runs."""
+    def restore(self, seeds: Seeds, states: Any, replays: Any) -> tuple[Any, Any]:
+        """Go on where the runs stand: at their newest common checkpoint, or at the beginning.
+
+        What was logged after that is dropped: it will be logged again, the same.
+
+        Args:
+            seeds: their places.
+            states: what the runs begin with, [places, ...].
+            replays: likewise.
+
+        Returns:
+            States and replays to go on with, in their places.
+        """
+        self._like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), Checkpoint(states, replays))
+        self.step = self.last_common_step(self._like)
+        if self.step > 0:
+            restored = self.read(self.step, self._like)
+            states, replays = seeds.spread((restored.state, restored.replay))
+            self.unlogged.values = _stack([run.restore_dict(self.step, ".unlogged") for run in self._runs])
+        self.rewind(self.step)
+        return states, replays
+
+    def read(self, step: int, like: Any) -> Any:
+        """The checkpoints after update `step`, as NumPy arrays in the structure of `like`, [seeds, ...]."""
         return _stack([run.restore(step, like) for run in self._runs])
 
     def rewind(self, step: int) -> None:
@@ -125,18 +219,15 @@ class Runs:
         for run in self._runs:
             run.rewind(step)
 
-    def missed_evaluations(self, like: Any) -> Iterator[tuple[int, Any]]:
-        """Evaluations that an earlier sitting began and did not end: the step, and what its checkpoints hold.
-
-        Args:
-            like: what a checkpoint of one seed holds, in structure, shapes and dtypes.
-        """
-        steps = {step for run in self._runs for step in run.checkpoint_steps()[:-1] if run.is_due(step)}
+    def missed_evaluations(self) -> Iterator[tuple[int, Any]]:
+        """Evaluations that an earlier sitting began and did not end: the step, and the states, [seeds, ...]."""
+        like = Checkpoint(self._like.state)
+        steps = {step for run in self._runs for step in run.checkpoint_steps() if run.is_due(step)}
         for step in sorted(steps):
             try:
                 restored = [run.restore(step, like) if run.is_due(step) else None for run in self._runs]
                 stand_in = next(state for state in restored if state is not None)  # for seeds that have been evaluated
-                yield step, _stack([stand_in if state is None else state for state in restored])
+                yield step, _stack([stand_in if state is None else state for state in restored]).state
             except checkpoints.DAMAGE as error:  # nothing left to evaluate
                 print(f"warning: the evaluation after update {step:,} is lost ({error})", file=sys.stderr, flush=True)
 
@@ -144,11 +235,14 @@ class Runs:
         """Whether an evaluation of any seed belongs after update `step` that is not in its log yet."""
         return any(run.is_due(step) for run in self._runs)
 
-    def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint of each seed, unless it is there; entries beyond the last seed are left out."""
+    def save(self, step: int, states: Any, replays: Any) -> None:
+        """Write a checkpoint of each seed, unless it is there; empty places beyond the last seed are left out."""
+        if all(run.saved_step == step for run in self._runs):
+            return
+        checkpoint = jax.device_get(Checkpoint(states, replays, self.unlogged.values))
         for i, run in enumerate(self._runs):
             if run.saved_step != step:
-                run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], tree))
+                run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], checkpoint))
 
     def minutes_since_save(self) -> float:
         """Wall-clock since the last checkpoint of this sitting, or since its beginning."""
@@ -170,20 +264,23 @@ class Runs:
             run.log("eval", {"step": step, **result})
         return [result for _, result in due]
 
-    def print_outcome(self, step: int, total: int) -> None:
-        """The last lines: the score of each run, or how to go on."""
+    def outcome(self, step: int, total: int) -> list[Outcome]:
+        """The score of each run after update `step`, or how to go on; also in the last lines printed."""
         if not all(step == total and step in run.evaluations for run in self._runs):
             paths = " ".join(str(run.path) for run in self._runs)
-            script = pathlib.Path(sys.argv[0]).name
+            script = f"{self._runs[0].config['algorithm']}.py"
             print(f"saved at update {step:,} of {total:,}; to go on: python {script} --resume {paths}")
-            return
+            return [Outcome(run.path, step, None) for run in self._runs]
+        outcomes = []
         for run in self._runs:
-            rows = headline_evaluations(run.config["environment"]["suite"], list(run.evaluations.values()))
+            rows = headline_evaluations(self.spec.suite, list(run.evaluations.values()))
             steps = ", ".join(f"{row['step']:,}" for row in rows)
             metric = score_metric(rows)
             score = sum(row[metric] for row in rows) / len(rows)
             which = f"mean of the evaluations after {steps}" if len(rows) > 1 else f"evaluation after {steps}"
             print(f"done: {SCORES[metric]} {score:.1f}, {which} updates; {run.path}")
+            outcomes.append(Outcome(run.path, step, score))
+        return outcomes
 
     def last_good(self, seed: int) -> str:
         """Where the last good state of a seed is, for a message."""
@@ -225,14 +322,13 @@ def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: S
 class IntervalMetrics:
     """Metrics of the updates since the last row of train.csv. Checkpoints between two rows hold them."""
 
-    def __init__(self, names: Iterable[str], runs: Runs, log_interval: int):
+    def __init__(self, runs: Runs, log_interval: int):
         """Args:
-        names: of the metrics.
         runs: whose they are.
         log_interval: updates between rows.
         """
-        # A ring of updates. What a checkpoint of one seed holds is a row of each.
-        self.values = {name: np.zeros((len(runs.seeds), log_interval), np.float32) for name in names}
+        # Of each metric a ring of updates, [seeds, log interval]. What a checkpoint of one seed holds is a row of each.
+        self.values: dict[str, np.ndarray] = {}
         self._runs, self._log_interval = runs, log_interval
 
     def add(self, first: int, metrics: dict[str, np.ndarray]) -> None:
@@ -240,13 +336,13 @@ class IntervalMetrics:
 
         Args:
             first: updates before the first of them.
-            metrics: each [seeds or more, updates], or [seeds or more] of a single update.
+            metrics: each [seeds, updates], or [seeds] of a single update.
 
         Raises:
             UserError: one is not finite.
         """
         seeds = self._runs.seeds
-        metrics = {name: values[: len(seeds)].reshape(len(seeds), -1) for name, values in metrics.items()}
+        metrics = {name: values.reshape(len(seeds), -1) for name, values in metrics.items()}
         finite = np.logical_and.reduce([np.isfinite(values) for values in metrics.values()])
         if not finite.all():
             update, place = np.argwhere(~finite.T)[0]
@@ -254,8 +350,10 @@ class IntervalMetrics:
             where = f"seed {seeds[place]}, update {first + 1 + update}"
             last_good = self._runs.last_good(seeds[place])
             raise UserError(f"not finite ({where}): {names}; the run is stopped, {last_good}")
+        slots = np.arange(first, first + finite.shape[1]) % self._log_interval
         for name, values in metrics.items():
-            self.values[name][:, np.arange(first, first + finite.shape[1]) % self._log_interval] = values
+            ring = self.values.setdefault(name, np.zeros((len(seeds), self._log_interval), np.float32))
+            ring[:, slots] = values
 
     def means(self, first: int, step: int) -> list[Row]:
         """Of each seed, over the updates after `first` up to `step`, at most a log interval."""

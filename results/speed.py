@@ -12,6 +12,7 @@ actions), those of `fql.py` and of `drol.py` at several K, for one seed and for 
 Rounds alternate between all of them and medians are reported, since machines are seldom idle.
 """
 
+import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -38,11 +39,14 @@ import tyro
 import drol
 import fql
 from common import collect, run_directory
-from common.datasets import Dataset
+from common.arguments import complete
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, policies_of
 from common.machine import describe_device
+from common.replay import Batch, Dataset, sample_batch, take_batch
+from common.seeds import keys_of_runs
+from common.session import SHORT_CHUNK
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -85,7 +89,7 @@ class Measurement(NamedTuple):
 
 
 def loss_of_all_candidates(
-    args: drol.Args, params: drol.Params, target_critic: drol.MLP, batch: drol.Batch, noise: drol.Noise
+    args: drol.Args, params: drol.Params, target_critic: drol.MLP, batch: Batch, noise: drol.Noise
 ) -> jax.Array:
     """DROL's losses as one would first write them: every candidate carries gradient, and the winner is picked last."""
     act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))
@@ -103,7 +107,7 @@ def loss_of_all_candidates(
 
 
 def update_with_all_candidates(
-    args: drol.Args, state: drol.TrainState, batch: drol.Batch, noise: drol.Noise
+    args: drol.Args, state: drol.TrainState, batch: Batch, noise: drol.Noise
 ) -> tuple[drol.TrainState, dict[str, jax.Array]]:
     """`drol.update` with the losses above."""
     loss, grads = jax.value_and_grad(loss_of_all_candidates, argnums=1)(
@@ -193,9 +197,8 @@ def compile_updates(algorithm: types.ModuleType, args: Any, num_seeds: int, upda
     def chunk(state: Any, dataset: Dataset, key: jax.Array) -> Any:
         def one_update(state: Any, _: None) -> Any:
             batch_key, noise_key = algorithm.keys_of_update(key, state.step)
-            transitions = algorithm.sample_transitions(args, dataset.transitions.shape[0], batch_key)
-            noise = algorithm.sample_noise(args, ACTION_DIM, noise_key)
-            return update(args, state, algorithm.take_batch(dataset, transitions), noise)
+            batch = sample_batch(dataset, args.batch_size, batch_key)
+            return update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
 
         return jax.lax.scan(one_update, state, length=length)[0]
 
@@ -229,7 +232,7 @@ def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int) -
 
     def call() -> Any:
         for _ in range(length):
-            batch = algorithm.take_batch(dataset, rng.integers(dataset.transitions.size, size=args.batch_size))
+            batch = take_batch(dataset, rng.integers(dataset.transitions.size, size=args.batch_size))
             state, _ = update(box.pop(), batch)
             box.append(state)
         return box[0]
@@ -247,7 +250,7 @@ def measure_updates(options: Args) -> list[Measurement]:
         *((f"DROL({k})", drol, {"num_candidates": k}) for k in options.num_candidates),
     ]:
         args = algorithm.Args(hidden_sizes=options.hidden_sizes, **settings)
-        args, _ = algorithm.resolve_settings(args, resolve("cube-double"))
+        args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
         for seeds in options.num_seeds:
             compiled, *inputs = compile_updates(algorithm, args, seeds, algorithm.update, length)
             calls["update", method, seeds] = repeat_updates(compiled, *inputs)
@@ -268,7 +271,7 @@ def measure_inference(options: Args) -> list[Measurement]:
     calls, per_call = {}, 50
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
         args = algorithm.Args(hidden_sizes=options.hidden_sizes)
-        args, _ = algorithm.resolve_settings(args, resolve("cube-double"))
+        args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
         params = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params
         for size in (1, 256):
             act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
@@ -301,13 +304,14 @@ def measure_collection(episodes: int) -> float:
 
 def measure_evaluation(episodes: int) -> list[Measurement]:
     """What an evaluation of DROL(16) on cube-single costs: in turn with training, and beside it."""
-    args, _ = drol.resolve_settings(drol.Args(), resolve("cube-double"))
+    args, _ = complete(drol.Args(), resolve("cube-double"), drol.published_settings)
     length = 2 if jax.default_backend() == "cpu" else 50
     compiled, states, *inputs = compile_updates(drol, args, 1, drol.update, length)
     train = repeat_updates(compiled, states, *inputs)
-    single, _ = drol.resolve_settings(drol.Args(), resolve("cube-single"))
+    single, _ = complete(drol.Args(), resolve("cube-single"), drol.published_settings)
     params = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params
-    policy = drol.make_policy(single, [0])(jax.tree.map(lambda leaf: np.array(leaf)[None], params))
+    policies = policies_of(functools.partial(drol.sample_action, single), keys_of_runs([0]).evaluation)
+    policy = policies(jax.tree.map(lambda leaf: np.array(leaf)[None], params))
     evaluator = Evaluator(resolve("cube-single"), episodes, seeds=[0])
     calls = iter(range(3))
     evaluator(policy, should_stop=lambda: next(calls, None) is None)  # compiles the policy
@@ -316,10 +320,11 @@ def measure_evaluation(episodes: int) -> list[Measurement]:
     one_chunk = float(np.median([seconds(train) for _ in range(10)]))
     in_turn = seconds(lambda: evaluator(policy))
     start, chunks = time.perf_counter(), 0
-    evaluator.submit(0, policy)
-    while evaluator.finished(wait=False) is None:
-        jax.block_until_ready(train())
-        chunks += 1
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        result = thread.submit(evaluator, policy)
+        while not result.done():
+            jax.block_until_ready(train())
+            chunks += 1
     until_there = time.perf_counter() - start
     one_chunk = (one_chunk + float(np.median([seconds(train) for _ in range(10)]))) / 2  # machines drift
     evaluator.close()
@@ -342,9 +347,8 @@ def measure_loop() -> float:
         command = [sys.executable, "drol.py", *map(str, arguments), "--eval-episodes", "1", "--eval-workers", "1"]
         subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
         first, *_, last = run_directory.read_table(pathlib.Path(folder) / "run" / "time.csv")
-    args, _ = drol.resolve_settings(
-        drol.Args(hidden_sizes=(8,), batch_size=8, num_candidates=1), resolve("pointmaze-medium")
-    )
+    args = drol.Args(hidden_sizes=(8,), batch_size=8, num_candidates=1)
+    args, _ = complete(args, resolve("pointmaze-medium"), drol.published_settings)
     compiled, *inputs = compile_updates(drol, args, 1, drol.update, 1000)
     train = repeat_updates(compiled, *inputs)
     train()
@@ -484,7 +488,7 @@ def main(args: Args) -> None:
         measurements += [
             Measurement(of_a_small_run, "", 1, measure_loop(), "ms an update"),
             Measurement("collection of cube-double", "", 1, measure_collection(args.collect_episodes), "transitions/s"),
-            Measurement(f"start-up to the end of the first {drol.SHORT_CHUNK} updates", "", 1, measure_start(), "s"),
+            Measurement(f"start-up to the end of the first {SHORT_CHUNK} updates", "", 1, measure_start(), "s"),
         ]
     measurements = [m._replace(value=float(f"{m.value:{DIGITS}}")) for m in measurements]  # as the file will have them
     print(to_markdown(measurements, machine), end="")

@@ -12,46 +12,59 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from toys import ACTION_DIM, OBSERVATION_DIM, PROBE, chunk, init, make_args, random_dataset, train
+from toys import ACTION_DIM, OBSERVATION_DIM, PROBE, chunk, completed, init, make_args, random_dataset, train
 
 import drol
 import fql
-from common.datasets import Dataset
+from common import replay
 from common.env_ids import resolve
+from common.replay import Batches, Dataset
+from common.seeds import Seeds
 
 ALGORITHMS = [drol, fql]
-# What the papers differ in. Everything else is equal to the letter.
+# What the papers differ in. Everything else is equal to the letter, in every algorithm file there is.
 DIFFERENT = {
-    *("ALGORITHM", "Args", "Published", "PUBLISHED", "DEFAULTS", "KNOB", "published_settings", "valid_settings"),
-    *("Params", "init_params", "sample_latents", "Noise", "sample_noise", "flow_actions", "actor_loss"),
-    *("sample_action", "sample_next_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"),
-    "candidate_distances",
+    *("ALGORITHM", "Args", "Published", "DEFAULT", "PUBLISHED", "ONLINE_ALPHA", "published_settings"),
+    *("Params", "init_params", "sample_latents", "Noise", "sample_noise"),
+    *("sample_action", "sample_next_actions", "best_action", "densest", "actor_loss", "flow_actions"),
 }
-OF_ONE = {"candidate_distances", "flow_actions", "best_action", "densest", "PUBLISHED_ONLINE_ALPHA"}
+OF_ONE = {"ONLINE_ALPHA", "best_action", "densest", "flow_actions"}
+FILES = sorted(path for path in REPOSITORY.glob("*.py") if "\nALGORITHM = " in path.read_text())
 
 
-def definitions(algorithm) -> dict[str, str]:
-    """The source of every statement of a module but its docstring, comments above it included, by name."""
-    source = inspect.getsource(algorithm)
+def definitions(path) -> dict[str, str]:
+    """The source of every statement of a script but its docstring and imports, comments above it included, by name."""
+    source = path.read_text()
     lines, pieces, start = source.splitlines(), {}, None
     for node in ast.parse(source).body:
-        if start is not None:
+        if start is not None and not isinstance(node, ast.Import | ast.ImportFrom):
             name = getattr(node, "name", None) or ast.unparse(node).split(" = ")[0]
             pieces[name] = "\n".join(lines[start : node.end_lineno])
         start = node.end_lineno
     return pieces
 
 
-def test_everything_else_is_equal_to_the_letter():
-    ours, theirs = definitions(drol), definitions(fql)
-    assert [name for name in theirs if name not in OF_ONE] == [name for name in ours if name not in OF_ONE]  # in order
+def test_there_are_algorithm_files():
+    assert {path.name for path in FILES} >= {"drol.py", "fql.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_everything_else_is_equal_to_the_letter(path):
+    ours, theirs = definitions(REPOSITORY / "drol.py"), definitions(path)
+    assert [name for name in theirs if name not in DIFFERENT] == [name for name in ours if name not in DIFFERENT]
+    assert {name for name in ours if name not in DIFFERENT and ours[name] != theirs[name]} == set()
+
+
+def test_what_differs_differs():
+    """So that the set above does not name what has become equal."""
+    ours, theirs = (definitions(REPOSITORY / f"{algorithm.ALGORITHM}.py") for algorithm in ALGORITHMS)
     assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == DIFFERENT
 
 
 def test_arguments_differ_in_the_last_group_alone():
     ours, theirs = (inspect.getsource(algorithm.Args) for algorithm in ALGORITHMS)
-    shared, _ = ours.split("    # DROL\n")
-    assert shared.replace("Train DROL", "Train FQL") == theirs.split("    # FQL\n")[0]
+    shared, _ = ours.split("    # The algorithm's own\n")
+    assert shared == theirs.split("    # The algorithm's own\n")[0]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -86,17 +99,19 @@ def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_batches_from_the_host_are_those_that_the_device_draws(algorithm):
-    args, dataset, key = make_args(algorithm), random_dataset(), jax.random.key(1)
-    results = []
-    for on_host in (False, True):
-        state = init(algorithm, args, 0)
-        for first in (0, 4):  # the second chunk does not begin with the first update
-            data = jax.device_put(dataset)
-            if on_host:
-                sampled = algorithm.sample_chunk(args, dataset.transitions.size, key, jnp.int32(first), 4)
-                data = algorithm.take_batch(dataset, np.asarray(sampled))
-                assert isinstance(data.observations, np.ndarray)
-            state, _ = chunk(algorithm, args, state, data, 1, 4)
+    seeds, results = Seeds([3]), []
+    for memory in ("device", "host"):
+        args = make_args(algorithm, data_memory=memory)
+        batches = Batches(args, random_dataset(), seeds, algorithm.keys_of_update, lambda step: step + 4)
+        state = init(algorithm, make_args(algorithm), 0)
+        for step in (0, 4):  # the second chunk does not begin with the first update
+            data = batches(step, step + 4)
+            if memory == "host":
+                data = jax.tree.map(lambda leaf: leaf[0], data)
+                assert data.rewards.shape == (4, args.batch_size)
+            train = jax.jit(functools.partial(algorithm.train_chunk, make_args(algorithm), num_updates=4))
+            state, _ = train(state, data, seeds.keys.train[0])
+        batches.close()
         results.append(state)
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
@@ -107,8 +122,7 @@ def test_batches_never_cross_a_trajectory_boundary():
     dataset = dataclasses.replace(
         random_dataset(rows, episode), observations=np.repeat(np.arange(rows, dtype=np.float32)[:, None], 3, axis=1)
     )
-    transitions = drol.sample_transitions(make_args(drol, batch_size=2000), dataset.transitions.size, jax.random.key(0))
-    batch = drol.take_batch(jax.device_put(dataset), transitions)
+    batch = replay.sample_batch(jax.device_put(dataset), 2000, jax.random.key(0))
     first, second = np.asarray(batch.observations)[:, 0], np.asarray(batch.next_observations)[:, 0]
     np.testing.assert_array_equal(second, first + 1)
     np.testing.assert_array_equal(first // episode, second // episode)
@@ -223,19 +237,19 @@ def test_fine_tuning_has_published_settings_of_its_own():
         *(("antsoccer-arena", 30), ("humanoidmaze-medium", 100), ("puzzle-4x4", 1000), ("cube-double", 300)),
         *(("pen-cloned", 1000), ("relocate-cloned", 10000), ("antmaze-umaze", 10), ("antmaze-large-play", 3)),
     ]:
-        args, origins = fql.resolve_settings(fql.Args(online_steps=5), resolve(env_id))
+        args, origins = completed(fql, fql.Args(online_steps=5), env_id)
         assert (args.alpha, origins["alpha"]) == (alpha, "published")
-    args, _ = fql.resolve_settings(fql.Args(), resolve("antsoccer-arena"))
+    args, _ = completed(fql, fql.Args(), "antsoccer-arena")
     assert args.alpha == 10
 
 
 @pytest.mark.parametrize(("algorithm", "knob"), [(drol, "bc_coef"), (fql, "alpha")], ids=["drol", "fql"])
 def test_given_settings_win_and_unpublished_ones_take_the_default(algorithm, knob):
-    assert knob == algorithm.KNOB
     given = algorithm.Args(**{knob: 7.0}, q_agg="min")
-    args, origins = algorithm.resolve_settings(given, resolve("cube-double"))
+    args, origins = completed(algorithm, given, "cube-double")
     assert (getattr(args, knob), args.q_agg, args.discount) == (7.0, "min", 0.99)
     assert (origins[knob], origins["q_agg"], origins["discount"]) == ("given", "given", "published")
-    args, origins = algorithm.resolve_settings(algorithm.Args(), resolve("cube-single-noisy"))
-    assert (getattr(args, knob), args.q_agg, args.offline_steps) == (algorithm.DEFAULTS[knob], "mean", 1_000_000)
+    args, origins = completed(algorithm, algorithm.Args(), "cube-single-noisy")
+    assert next(iter(origins)) == knob  # what a run with default settings is told to tune
+    assert (getattr(args, knob), args.q_agg, args.offline_steps) == (algorithm.DEFAULT[0], "mean", 1_000_000)
     assert origins[knob] == "default"

@@ -16,6 +16,7 @@ from toys import (
     PROBE,
     assert_close,
     bandit,
+    completed,
     double_precision,
     make_args,
     make_inputs,
@@ -25,7 +26,6 @@ from toys import (
 )
 
 import drol
-from common.env_ids import resolve
 from common.errors import UserError
 
 
@@ -51,17 +51,7 @@ def test_winner_alone_gives_the_gradient_of_all_candidates(k):
         assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-9)
 
 
-def test_routing_in_bfloat16_changes_winners_and_nothing_else():
-    exact, rough = (make_args(drol, num_candidates=16, batch_size=256, bfloat16_routing=b) for b in (False, True))
-    state, batch, noise = make_inputs(drol, exact, seed=3)
-    losses = [drol.actor_loss(args, state.params, batch, noise)[1]["actor/bc_loss"] for args in (exact, rough)]
-    assert losses[0] < losses[1] < 1.01 * losses[0]  # another winner is never nearer, and nearly as near
-    one = jax.tree.map(lambda x: x, dataclasses.replace(noise, latents=noise.latents[:, :1]))
-    alone = [drol.actor_loss(args, state.params, batch, one)[0] for args in (exact, rough)]
-    assert alone[0] == alone[1]  # full precision wherever there is gradient
-
-
-@pytest.mark.parametrize(("top_k", "q_agg"), [(None, "mean"), (None, "min"), (3, "min"), (8, "mean")])
+@pytest.mark.parametrize(("top_k", "q_agg"), [(None, "mean"), (None, "min"), (3, "min"), (8, None)])
 def test_inference_takes_the_best_of_several(top_k, q_agg):
     args = make_args(drol, inference_num_samples=8, inference_density_top_k=top_k, inference_q_agg=q_agg)
     state, batch, _ = make_inputs(drol, args)
@@ -75,7 +65,7 @@ def test_inference_takes_the_best_of_several(top_k, q_agg):
             others = [np.mean([((a - b) ** 2).mean() for b in candidates]) for a in candidates]
             candidates = candidates[np.argsort(others)[:top_k]]
         q, _ = reference.q_values(critics, np.repeat(observation[None], len(candidates), 0), candidates)
-        expected = candidates[(q.mean(0) if q_agg == "mean" else q.min(0)).argmax()]
+        expected = candidates[(q.mean(0) if q_agg != "min" else q.min(0)).argmax()]
         actual = drol.sample_action(args, state.params, batch.observations[i], key)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -125,11 +115,11 @@ def test_latents_are_uniform_in_the_ball(d):
 
 
 def test_drol_star_takes_the_tuned_number_of_candidates():
-    args, origins = drol.resolve_settings(drol.Args(drol_star=True), resolve("antmaze-giant"))
+    args, origins = completed(drol, drol.Args(drol_star=True), "antmaze-giant")
     assert (args.num_candidates, origins["num_candidates"]) == (1, "published")
-    again, _ = drol.resolve_settings(args, resolve("antmaze-giant"))  # as on resume
+    again, _ = completed(drol, args, "antmaze-giant")  # as on resume
     assert again == args
     with pytest.raises(UserError, match="no tuned K for cube-single-noisy"):
-        drol.resolve_settings(drol.Args(drol_star=True), resolve("cube-single-noisy"))
+        completed(drol, drol.Args(drol_star=True), "cube-single-noisy")
     with pytest.raises(UserError, match="give one of them"):
-        drol.resolve_settings(drol.Args(drol_star=True, num_candidates=3), resolve("cube-double"))
+        completed(drol, drol.Args(drol_star=True, num_candidates=3), "cube-double")

@@ -5,8 +5,11 @@ import os
 import signal
 import threading
 import time
+import types
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +17,8 @@ from common import evaluation
 from common.env_ids import resolve
 from common.envs import EpisodeLanes, EvaluationEnv, make_env, make_evaluation_env
 from common.errors import UserError
-from common.evaluation import Evaluator
+from common.evaluation import Evaluations, Evaluator
+from common.seeds import Seeds
 
 POINTMAZE = resolve("pointmaze-medium")
 
@@ -175,23 +179,42 @@ def test_a_worker_that_dies_in_a_step_is_an_error_unless_all_of_us_are_to_stop()
     evaluator.close()
 
 
-def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_evaluator():
-    evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=1)
-    assert evaluator.finished(wait=True) is None
-    go_on = threading.Event()
+def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_session():
+    """Two evaluations: the first is waited for, the second is not."""
+    go_on, logged = threading.Event(), []
 
-    def patient(*inputs):
+    def wait():
         go_on.wait()
-        return oracle(*inputs)
 
-    evaluator.submit(7, patient)
-    assert evaluator.finished(wait=False) is None  # training goes on meanwhile
+    def act(params, observation, key):
+        jax.debug.callback(wait)
+        return jnp.zeros(2)
+
+    runs = types.SimpleNamespace(
+        spec=POINTMAZE,
+        seeds=[0],
+        dataset_path=None,
+        log_evaluation=lambda step, results: logged.append((step, results)) or results,
+    )
+    session = types.SimpleNamespace(
+        args=types.SimpleNamespace(eval_episodes=2, eval_workers=1),
+        runs=runs,
+        seeds=Seeds([0]),
+        stop_requested=lambda: False,
+        progress=types.SimpleNamespace(report_evaluation=lambda step, results: None),
+    )
+    evaluations = Evaluations(session, act)
+    evaluations.log_finished(wait=True)  # of none
+    evaluations.begin(7, {"w": jnp.zeros((1, 1))})
+    evaluations.log_finished()
+    assert logged == []  # training goes on meanwhile
     go_on.set()
-    step, reached = evaluator.finished(wait=True)
-    assert (step, reached[0]["evaluation/success"]) == (7, 100)
-    assert evaluator.finished(wait=True) is None
-    evaluator.submit(8, wander)
+    evaluations.log_finished(wait=True)
+    ((step, (lost,)),) = logged
+    assert (step, lost["evaluation/success"], lost["evaluation/length"]) == (7, 0, 1000)
+    evaluations.begin(8, {"w": jnp.zeros((1, 1))})
     begin = time.monotonic()
-    evaluator.close()  # does not wait for 2000 steps
-    assert evaluator.finished(wait=True) is None
+    evaluations.close()  # does not wait for 2000 steps
+    evaluations.log_finished(wait=True)
+    assert len(logged) == 1
     assert time.monotonic() - begin < 5

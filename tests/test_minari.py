@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import run_script
 
-from common import datasets, minari_data, session
+from common import datasets, minari_data, progress
 from common.env_ids import D4RL_MINARI_IDS, resolve
 from common.envs import ExplorationEnvs, make_evaluation_env
 from common.errors import UserError
@@ -315,7 +315,7 @@ def test_training_and_evaluation_and_resumption(tmp_path):
     result = run_script("--evaluate", path, "--video", film)
     evaluated, *filmed = result.stdout.splitlines()
     numbers = {name: value for name, value in row.items() if name != "step"}
-    assert evaluated == f"after update 100, 1 episode: {session.describe(numbers)}"
+    assert evaluated == f"after update 100, 1 episode: {progress.describe(numbers)}"
     if result.returncode == 0:
         frames = math.ceil(row["evaluation/length"] / 5) + 1  # of 125 a second every fifth, and what it ended with
         assert filmed == [f"video: {film}, {frames} frames"]

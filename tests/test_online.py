@@ -17,43 +17,44 @@ from conftest import REPOSITORY, command, run_script
 from toys import ACTION_DIM, OBSERVATION_DIM, make_args, random_dataset
 
 import drol
-from common import envs
+from common import envs, replay
 from common.env_ids import resolve
+from common.replay import Batch, Replay
 from common.run_directory import read_table
 
 
-def transition(number: float) -> drol.Batch:
+def transition(number: float) -> Batch:
     """One whose every entry is `number`."""
     observations, actions = jnp.full(OBSERVATION_DIM, number), jnp.full(ACTION_DIM, number)
-    return drol.Batch(observations, actions, jnp.float32(number), jnp.float32(number), observations)
+    return Batch(observations, actions, jnp.float32(number), jnp.float32(number), observations)
 
 
-def filled(args, number_of_transitions: int, data_transitions: int) -> drol.Replay:
-    replay = drol.init_replay(args, OBSERVATION_DIM, ACTION_DIM, data_transitions)
-    add = jax.jit(drol.add_transition)
+def filled(args, dataset, number_of_transitions: int) -> Replay:
+    filled = replay.empty_replay(args, dataset)
+    add = jax.jit(replay.add_transition)
     for number in range(number_of_transitions):
-        replay = add(replay, transition(100.0 + number))
-    return replay
+        filled = add(filled, transition(100.0 + number))
+    return filled
 
 
 def test_the_ring_overwrites_the_oldest():
     dataset = random_dataset()
     args = make_args(drol, online_steps=1000, buffer_size=dataset.transitions.size + 5)
-    replay = filled(args, 7, dataset.transitions.size)
-    assert replay.ring.rewards.tolist() == [105, 106, 102, 103, 104]
-    for rows in jax.tree.leaves(replay.ring):
+    buffer = filled(args, dataset, 7)
+    assert buffer.ring.rewards.tolist() == [105, 106, 102, 103, 104]
+    for rows in jax.tree.leaves(buffer.ring):
         assert np.unique(rows.reshape(5, -1), axis=1).shape[1] == 1  # all parts of a transition in one place
-    assert int(replay.added) == 7
+    assert int(buffer.added) == 7
     short = dataclasses.replace(args, online_steps=3)  # no more room than will be needed
-    assert drol.init_replay(short, OBSERVATION_DIM, ACTION_DIM, dataset.transitions.size).ring.rewards.shape == (3,)
+    assert replay.empty_replay(short, dataset).ring.rewards.shape == (3,)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_batches_come_from_the_data_set_and_from_what_is_in_the_ring(balanced):
     dataset = random_dataset()
     n = dataset.transitions.size
-    args = make_args(drol, online_steps=50, buffer_size=n + 50, balanced_sampling=balanced, batch_size=3001)
-    batch = drol.sample_replay(args, jax.device_put(dataset), filled(args, 12, n), jax.random.key(0))
+    buffer = filled(make_args(drol, online_steps=50, buffer_size=n + 50), dataset, 12)
+    batch = replay.sample_replay(jax.device_put(dataset), buffer, 3001, balanced, jax.random.key(0))
     online = np.asarray(batch.rewards) >= 100
     drawn, counts = np.unique(np.asarray(batch.rewards)[online], return_counts=True)
     assert drawn.tolist() == list(range(100, 112))  # each of them, and no empty slot
@@ -75,13 +76,13 @@ def test_an_online_update_learns_from_the_transition_it_has_just_seen():
     """Without any other: the data set's share is drawn from rows that are not its transitions' own."""
     dataset = random_dataset()
     args = make_args(drol, online_steps=5, balanced_sampling=True, batch_size=2)
-    replay = drol.init_replay(args, OBSERVATION_DIM, ACTION_DIM, dataset.transitions.size)
+    buffer = replay.empty_replay(args, dataset)
     state = drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))
     learn = jax.jit(functools.partial(drol.online_update, args))
     for number in (1.0, 2.0):
-        state, replay, metrics = learn(state, replay, jax.device_put(dataset), jax.random.key(1), transition(number))
+        state, buffer, metrics = learn(state, buffer, jax.device_put(dataset), jax.random.key(1), transition(number))
         assert np.isfinite(float(metrics["critic/loss"]))
-    assert int(state.step) == int(replay.added) == 2
+    assert int(state.step) == int(buffer.added) == 2
 
 
 def achieve(env) -> None:

@@ -18,7 +18,6 @@ sys.path.insert(0, str(REPOSITORY / "results"))
 import antmaze
 import make
 import plot
-import routing
 import speed
 import table
 
@@ -34,7 +33,6 @@ PROGRAMS = {
     "results/speed.py": speed.Args,
     "results/make.py": make.Args,
     "results/antmaze.py": antmaze.Args,
-    "results/routing.py": routing.Args,
 }
 
 

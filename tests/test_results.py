@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import REPOSITORY, run_script
+from toys import completed
 
 sys.path.insert(0, str(REPOSITORY / "results"))
 
@@ -30,7 +31,7 @@ def write_run(
     """A run directory of the real format, finished if there are three scores."""
     script, spec = {"drol": drol, "fql": fql}[algorithm], resolve(env_id)
     settings = {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, "hidden_sizes": (8, 8)}
-    resolved, origins = script.resolve_settings(script.Args(**{**settings, **args}), spec)
+    resolved, origins = completed(script, script.Args(**{**settings, **args}), env_id)
     provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
     provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
     run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, [seed])

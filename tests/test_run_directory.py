@@ -8,19 +8,21 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import completed
 
 import drol
 from common import checkpoints
 from common.env_ids import resolve
 from common.errors import UserError
 from common.run_directory import RunDirectory, read_table, score_metric
-from common.runs import Runs
+from common.runs import Checkpoint, Runs
+from common.seeds import Seeds
 
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     spec = resolve("cube-single")
-    args, origins = drol.resolve_settings(drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")), spec)
+    args, origins = completed(drol, drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")))
     provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
     return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, provenance, [0])
 
@@ -110,13 +112,15 @@ def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
 def test_a_checkpoint_is_kept_until_its_evaluation_is_logged(run):
     run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
     for step in (10, 20, 30, 40):
-        run.save(step, {**TREE, "step": jnp.int32(step)})
+        run.save(step, Checkpoint({**TREE, "step": jnp.int32(step)}))
     assert run.checkpoint_steps() == [20, 30, 40]
     assert [run.is_due(step) for step in (0, 10, 20, 100)] == [False, False, True, True]
-    ((step, states),) = Runs([run]).missed_evaluations(TREE)  # that of 40 is the resumed loop's own
-    assert (step, states["step"].tolist()) == (20, [20])
+    runs = Runs([run])
+    runs.restore(Seeds(runs.seeds), {name: np.asarray(leaf)[None] for name, leaf in TREE.items()}, None)
+    missed = [(step, states["step"].tolist()) for step, states in runs.missed_evaluations()]
+    assert missed == [(20, [20]), (40, [40])]
     run.log("eval", {"step": 20, "evaluation/success": 1.0})
-    run.save(50, TREE)
+    run.save(50, Checkpoint(TREE))
     assert run.checkpoint_steps() == [40, 50]
     assert list(reopen(run).evaluations) == [20]
 

@@ -7,14 +7,27 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import completed
 
 import drol
 from common.env_ids import resolve
 from common.errors import UserError
 from common.run_directory import RunDirectory
-from common.runs import IntervalMetrics, Runs, new_paths
+from common.runs import Checkpoint, Runs, new_paths
+from common.seeds import Seeds
 
-TREE = {"a": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(7)}  # of one seed
+STATE = {"a": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(7)}  # of one seed
+CHECKPOINT = Checkpoint(STATE)
+
+
+def stacked(*states: dict) -> dict:
+    return {name: np.stack([state[name] for state in states]) for name in STATE}
+
+
+def restored(each: list[RunDirectory]) -> tuple[Runs, dict]:
+    """Runs that go on where they stand, and their states."""
+    runs = Runs(each)
+    return runs, runs.restore(Seeds(runs.seeds), stacked(*[STATE for _ in each]), None)[0]
 
 
 def directories(tmp_path, seeds=(0, 1), **different) -> list[RunDirectory]:
@@ -22,7 +35,7 @@ def directories(tmp_path, seeds=(0, 1), **different) -> list[RunDirectory]:
     spec, runs = resolve("cube-single"), []
     for seed in seeds:
         given = drol.Args(env_id="cube-single", seed=seed, **(different if seed == seeds[-1] else {}))
-        args, origins = drol.resolve_settings(given, spec)
+        args, origins = completed(drol, given)
         provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
         path = tmp_path / f"seed{seed}"
         runs.append(RunDirectory.create(path, "drol", spec, args, origins, provenance, list(seeds)))
@@ -40,15 +53,16 @@ def test_a_kill_during_the_first_checkpoint_leaves_a_run_that_starts_again(tmp_p
     (run,) = directories(tmp_path, seeds=[0])
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / ".tmp-step-000000010.npz").write_bytes(b"half")
-    assert Runs([run]).last_common_step(TREE) == 0
+    assert Runs([run]).last_common_step(CHECKPOINT) == 0
 
 
 def test_an_evaluation_without_a_sound_checkpoint_is_given_up_in_one_line(tmp_path, capsys):
     (run,) = evaluated_every_20(tmp_path, seeds=[0])
     for step in (20, 30):
-        run.save(step, TREE)
+        run.save(step, CHECKPOINT)
     (run.path / "checkpoints" / "step-000000020.npz").write_bytes(b"damaged")
-    assert list(Runs([run]).missed_evaluations(TREE)) == []
+    runs, _ = restored([run])
+    assert list(runs.missed_evaluations()) == []
     assert "the evaluation after update 20 is lost" in capsys.readouterr().err
 
 
@@ -57,46 +71,45 @@ def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
     runs = Runs(each)
     assert runs.seeds == [0, 1]
     assert runs.read_args(drol.Args) == each[0].read_args(drol.Args)
-    assert runs.last_common_step(TREE) == 0
-    stacked = {"a": np.stack([TREE["a"], 2 * TREE["a"], 3 * TREE["a"]]), "step": np.full(3, 10, np.int32)}
-    runs.save(10, stacked)  # with an empty place beside the two seeds
-    each[0].save(20, TREE)  # killed before the other seed's was written
-    assert runs.last_common_step(TREE) == 10
-    restored = runs.restore(10, TREE)
-    np.testing.assert_array_equal(restored["a"], stacked["a"][:2])
-    runs.rewind(10)
+    assert runs.last_common_step(CHECKPOINT) == 0
+    states = stacked(*({"a": i * STATE["a"], "step": np.int32(10)} for i in (1, 2, 3)))
+    runs.save(10, states, None)  # with an empty place beside the two seeds
+    each[0].save(20, CHECKPOINT)  # killed before the other seed's was written
+    runs, gone_on = restored(each)
+    assert runs.step == 10
+    np.testing.assert_array_equal(gone_on["a"], states["a"][:2])
     assert [run.checkpoint_steps() for run in each] == [[10], [10]]
     for step in (30, 40):
-        each[0].save(step, TREE)
+        each[0].save(step, CHECKPOINT)
     with pytest.raises(UserError, match=r"resume each of them alone: .*seed0 at 40, .*seed1 at 10"):
-        runs.last_common_step(TREE)
+        runs.last_common_step(CHECKPOINT)
 
 
 def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path):
     (run,) = directories(tmp_path, seeds=[0])
     runs = Runs([run])
-    runs.save(10, {name: leaf[None] for name, leaf in TREE.items()})
+    runs.save(10, stacked(STATE), None)
     written = (run.path / "checkpoints" / "step-000000010.npz").stat().st_ino  # a new file would be another one
-    runs.save(10, {name: leaf[None] for name, leaf in TREE.items()})
+    runs.save(10, stacked(STATE), None)
     assert (run.path / "checkpoints" / "step-000000010.npz").stat().st_ino == written
 
 
 def test_seeds_killed_between_their_first_checkpoints_begin_again(tmp_path):
     each = directories(tmp_path)
-    each[0].save(10, TREE)
-    assert Runs(each).last_common_step(TREE) == 0
+    each[0].save(10, CHECKPOINT)
+    assert Runs(each).last_common_step(CHECKPOINT) == 0
 
 
 def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_path):
     each = evaluated_every_20(tmp_path)
-    runs = Runs(each)
     for run in each:
         for step in (20, 30, 40, 50):
-            run.save(step, {**TREE, "step": jnp.int32(step)})
+            run.save(step, Checkpoint({**STATE, "step": jnp.int32(step)}))
     for step in (20, 40):
         each[0].log("eval", {"step": step, "evaluation/success": 1.0})  # its checkpoint of 20 goes
     assert (each[0].checkpoint_steps(), each[1].checkpoint_steps()) == ([40, 50], [20, 40, 50])
-    missed = [(step, states["step"].tolist()) for step, states in runs.missed_evaluations(TREE)]
+    runs, _ = restored(each)
+    missed = [(step, states["step"].tolist()) for step, states in runs.missed_evaluations()]
     assert missed == [(20, [20, 20]), (40, [40, 40])]
     assert runs.is_due(20)
     logged = runs.log_evaluation(20, [{"evaluation/success": 2.0}, {"evaluation/success": 3.0}])
@@ -125,36 +138,37 @@ def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(tmp_path,
     run.config["args"] |= {"offline_steps": 4, "eval_interval": 1}
     for step, success in [(1, 100.0), (2, 10.0), (3, 20.0), (4, 60.0)]:
         run.log("eval", {"step": step, "evaluation/success": success})
-    Runs([run]).print_outcome(4, 4)
+    assert Runs([run]).outcome(4, 4) == [(run.path, 4, 30.0)]
     assert "success (%) 30.0, mean of the evaluations after 2, 3, 4 updates" in capsys.readouterr().out
     run.config["environment"]["suite"] = "d4rl"
-    Runs([run]).print_outcome(4, 4)
+    assert Runs([run]).outcome(4, 4) == [(run.path, 4, 60.0)]
     assert "success (%) 60.0, evaluation after 4 updates" in capsys.readouterr().out
 
 
 def test_seeds_that_have_not_ended_say_how_they_go_on_together(tmp_path, capsys):
     each = evaluated_every_20(tmp_path)
     each[0].log("eval", {"step": 100, "evaluation/success": 1.0})  # the other's last evaluation was not made
-    Runs(each).print_outcome(100, 100)
+    assert [outcome.score for outcome in Runs(each).outcome(100, 100)] == [None, None]
     assert f"--resume {each[0].path} {each[1].path}\n" in capsys.readouterr().out
 
 
 def test_rows_are_means_over_their_interval_alone(tmp_path):
-    metrics = IntervalMetrics(["q"], Runs(directories(tmp_path)), 4)
+    each = directories(tmp_path)
+    each[0].config["args"]["log_interval"] = 4
+    metrics = Runs(each).unlogged
     rng = np.random.default_rng(0)
-    q = rng.normal(size=(3, 8)).astype(np.float32)  # two seeds and an empty place
+    q = rng.normal(size=(2, 8)).astype(np.float32)
     for first, end in [(0, 3), (3, 4)]:
         metrics.add(first, {"q": q[:, first:end]})
-    np.testing.assert_allclose([row["q"] for row in metrics.means(0, 4)], q[:2, :4].mean(1), rtol=1e-6)
+    np.testing.assert_allclose([row["q"] for row in metrics.means(0, 4)], q[:, :4].mean(1), rtol=1e-6)
     metrics.add(4, {"q": q[:, 4]})  # a single update
     metrics.add(5, {"q": q[:, 5:7]})
-    np.testing.assert_allclose([row["q"] for row in metrics.means(4, 7)], q[:2, 4:7].mean(1), rtol=1e-6)
+    np.testing.assert_allclose([row["q"] for row in metrics.means(4, 7)], q[:, 4:7].mean(1), rtol=1e-6)
 
 
 def test_a_metric_that_is_not_finite_is_named_with_its_seed_and_update(tmp_path):
-    metrics = IntervalMetrics(["q", "r"], Runs(directories(tmp_path, seeds=(3, 4))), 10)
-    q, r = np.ones((3, 5), np.float32), np.ones((3, 5), np.float32)
-    r[2, 0] = np.nan  # of an empty place: nobody's
+    metrics = Runs(directories(tmp_path, seeds=(3, 4))).unlogged
+    q, r = np.ones((2, 5), np.float32), np.ones((2, 5), np.float32)
     metrics.add(20, {"q": q, "r": r})
     q[1, 3] = r[1, 2] = np.inf
     with pytest.raises(UserError, match=r"not finite \(seed 4, update 28\): r; .* before its first checkpoint"):
@@ -175,7 +189,8 @@ def test_each_seed_is_a_run_of_its_own_for_weights_and_biases(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "wandb", Recorder("wandb"))
     for experiment in ("a", "b"):
         runs = Runs(directories(tmp_path / experiment))
-        runs.track("project")
+        for run in runs._runs:
+            run.track("project")
         runs.log("train", 10, [{"q": 1.0}, {"q": 2.0}])
         runs.close()
     assert len(started) == 4

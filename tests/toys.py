@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.datasets import Dataset
+from common.arguments import complete
 from common.env_ids import resolve
+from common.replay import Dataset
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
 PROBE = {"hidden_sizes": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "tau": 0.05}
@@ -27,7 +28,12 @@ def double_precision():
 
 def make_args(algorithm: types.ModuleType, **settings):
     small = {"env_id": "cube-single", "hidden_sizes": (8, 8), "batch_size": 6, "offline_steps": 10}
-    return algorithm.resolve_settings(algorithm.Args(**{**small, **settings}), resolve("cube-single"))[0]
+    return completed(algorithm, algorithm.Args(**{**small, **settings}))[0]
+
+
+def completed(algorithm: types.ModuleType, args, env_id: str = "cube-single"):
+    """What a run of these arguments takes, and where each setting came from."""
+    return complete(args, resolve(env_id), algorithm.published_settings)
 
 
 def init(algorithm, args, seed: int, observation_dim: int = OBSERVATION_DIM, action_dim: int = ACTION_DIM):

@@ -1,0 +1,201 @@
+"""Transitions in memory: the data set, what is collected online beside it, and batches drawn from both."""
+
+import concurrent.futures
+import functools
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from common import machine
+from common.arguments import RunArgs
+from common.errors import UserError
+from common.seeds import Seeds
+
+
+class Dataset(eqx.Module):
+    """Trajectories laid end to end, every observation stored once.
+
+    Row t + 1 is the successor of row t inside a trajectory. The last row of a trajectory is only a successor: it starts
+    no transition. `rewards` and `masks` belong to the row's state (ogbench >= 1.2.0).
+    """
+
+    observations: Float[Array | np.ndarray, "rows observation"]
+    actions: Float[Array | np.ndarray, "rows action"]
+    rewards: Float[Array | np.ndarray, " rows"]
+    masks: Float[Array | np.ndarray, " rows"]  # 0 where the task is complete, else 1: bootstrap with this
+    transitions: Int[Array | np.ndarray, " transitions"]  # rows that start a transition
+
+    @property
+    def observation_dim(self) -> int:
+        """Length of an observation."""
+        return self.observations.shape[1]
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        return self.actions.shape[1]
+
+    @property
+    def num_transitions(self) -> int:
+        """That can be drawn."""
+        return self.transitions.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """In memory."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def describe_size(self) -> str:
+        """For people: transitions and bytes in memory."""
+        return f"{self.num_transitions:,} transitions, {self.num_bytes / 1e6:.0f} MB"
+
+
+class Batch(eqx.Module):
+    """B transitions; or a single one, or those of several updates."""
+
+    observations: Float[Array | np.ndarray, "*batch observation"]
+    actions: Float[Array | np.ndarray, "*batch action"]
+    rewards: Float[Array | np.ndarray, "*batch"]
+    masks: Float[Array | np.ndarray, "*batch"]  # 0 where the task is complete: no bootstrapping
+    next_observations: Float[Array | np.ndarray, "*batch observation"]
+
+
+def take_batch(dataset: Dataset, transitions: Int[Array | np.ndarray, "*batch"]) -> Batch:
+    """The row after the one that starts a transition holds its next observation."""
+    rows = dataset.transitions[transitions]
+    return Batch(
+        observations=dataset.observations[rows],
+        actions=dataset.actions[rows],
+        rewards=dataset.rewards[rows],
+        masks=dataset.masks[rows],
+        next_observations=dataset.observations[rows + 1],
+    )
+
+
+def draw_transitions(key: Key[Array, ""], batch_size: int, num_transitions: int) -> Int[Array, " batch"]:
+    """Uniform with replacement."""
+    return jax.random.randint(key, (batch_size,), 0, num_transitions)
+
+
+def sample_batch(dataset: Dataset, batch_size: int, key: Key[Array, ""]) -> Batch:
+    """Transitions of the data set, uniform with replacement."""
+    return take_batch(dataset, draw_transitions(key, batch_size, dataset.num_transitions))
+
+
+class Replay(eqx.Module):
+    """What was collected online, beside the data set."""
+
+    ring: Batch  # a row a transition, the oldest overwritten
+    added: Int[Array, ""]  # transitions so far
+
+
+def check_room(args: RunArgs, dataset: Dataset) -> None:
+    """Raises `UserError` if fine-tuning does not go with this data set, buffer and batch size."""
+    if args.online_steps == 0:
+        return
+    if args.buffer_size <= dataset.num_transitions:
+        size = f"the data set alone has {dataset.num_transitions} transitions"
+        raise UserError(f"--buffer-size {args.buffer_size}: {size}")
+    if args.balanced_sampling and args.batch_size < 2:
+        raise UserError(f"--batch-size {args.batch_size}: out of range (--balanced-sampling halves it)")
+
+
+def empty_replay(args: RunArgs, dataset: Dataset) -> Replay:
+    """A ring with room for all that will be collected, or for what the data set leaves of the buffer."""
+    rows = max(min(args.online_steps, args.buffer_size - dataset.num_transitions), 0)
+    observations, actions = jnp.zeros((rows, dataset.observation_dim)), jnp.zeros((rows, dataset.action_dim))
+    numbers = jnp.zeros(rows)
+    return Replay(Batch(observations, actions, numbers, numbers, observations), jnp.zeros((), jnp.int32))
+
+
+def add_transition(replay: Replay, transition: Batch) -> Replay:
+    """In the place of the oldest one, once the ring is full."""
+    slot = replay.added % replay.ring.rewards.shape[0]
+    ring = jax.tree.map(lambda rows, row: rows.at[slot].set(row), replay.ring, transition)
+    return Replay(ring, replay.added + 1)
+
+
+def sample_replay(dataset: Dataset, replay: Replay, batch_size: int, balanced: bool, key: Key[Array, ""]) -> Batch:
+    """Uniform over the data set and what was collected online; or, balanced, half from each."""
+    num_offline = dataset.num_transitions
+    num_online = jnp.minimum(replay.added, replay.ring.rewards.shape[0])
+    if balanced:
+        offline_key, online_key = jax.random.split(key)
+        half = batch_size // 2
+        offline = sample_batch(dataset, half, offline_key)
+        slots = jax.random.randint(online_key, (batch_size - half,), 0, num_online)
+        return jax.tree.map(lambda rows, ring: jnp.concatenate([rows, ring[slots]]), offline, replay.ring)
+    drawn = jax.random.randint(key, (batch_size,), 0, num_offline + num_online)
+    is_offline = drawn < num_offline
+    offline = take_batch(dataset, jnp.where(is_offline, drawn, 0))
+    slots = jnp.where(is_offline, 0, drawn - num_offline)
+
+    def choose(rows: Array, ring: Array) -> Array:
+        return jnp.where(is_offline.reshape(-1, *[1] * (rows.ndim - 1)), rows, ring[slots])
+
+    return jax.tree.map(choose, offline, replay.ring)
+
+
+class Batches:
+    """What a chunk of updates learns from.
+
+    The data set on the device, which draws from it; or, where it does not fit there, the batches that the device would
+    draw, [places, updates, batch], which the host fetches in a thread while the chunk before is computed.
+    """
+
+    def __init__(
+        self,
+        args: RunArgs,
+        dataset: Dataset,
+        seeds: Seeds,
+        keys_of_update: Callable[[Key[Array, ""], Int[Array, ""]], tuple[Key[Array, ""], ...]],
+        end_of_chunk: Callable[[int], int],
+    ):
+        """Args:
+        args: `data_memory` and `batch_size`.
+        dataset: NumPy arrays.
+        seeds: whose batches.
+        keys_of_update: of the key of a run and the number of an update; the first of them is the batch's.
+        end_of_chunk: of the chunk that begins after an update.
+        """
+        self._on_host = args.data_memory == "host"
+        self.dataset = dataset if self._on_host else jax.device_put(dataset, seeds.shared)
+        self._seeds, self._end_of_chunk = seeds, end_of_chunk
+        self._keys = jax.device_put(seeds.keys.train, machine.policy_device())  # drawn there: the device is busy
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "batches")
+        self._ahead: tuple[tuple[int, int], concurrent.futures.Future[Batch]] | None = None
+
+        @functools.partial(jax.jit, static_argnums=2)
+        def draw(
+            keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int
+        ) -> Int[Array, "places updates batch"]:
+            """The transitions that the device would draw for the updates after `step`."""
+            of_update = lambda key, i: draw_transitions(  # noqa: E731
+                keys_of_update(key, i)[0], args.batch_size, dataset.num_transitions
+            )
+            of_seed = jax.vmap(of_update, in_axes=(None, 0))
+            return jax.vmap(of_seed, in_axes=(0, None))(keys, step + jnp.arange(num_updates))
+
+        self._draw = draw
+
+    def __call__(self, step: int, end: int) -> Dataset | Batch:
+        """For the updates after `step` up to `end`; those of the next chunk are fetched meanwhile."""
+        if not self._on_host:
+            return self.dataset
+        chunk, batches = self._ahead or (None, None)
+        result = batches.result() if chunk == (step, end) else self._fetch(step, end)
+        following = (end, self._end_of_chunk(end))
+        self._ahead = (following, self._thread.submit(self._fetch, *following)) if following[1] > end else None
+        return result
+
+    def _fetch(self, step: int, end: int) -> Batch:
+        transitions = np.asarray(self._draw(self._keys, step, end - step))
+        return jax.device_put(take_batch(self.dataset, transitions), self._seeds.by_seed)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)

@@ -1,0 +1,73 @@
+"""Several seeds in one program: their keys, and which device trains which."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
+
+from common import machine
+
+
+class RunKeys(NamedTuple):
+    """What is random in a run, by purpose; each [places]."""
+
+    init: Key[Array, " places"]
+    train: Key[Array, " places"]
+    evaluation: Key[Array, " places"]
+    exploration: Key[Array, " places"]
+
+
+class Seeds:
+    """Seeds that are trained together. Arrays have a leading axis of places, one a seed, spread over the devices.
+
+    As few on each device as possible: with 3 seeds on 2 devices each has 2 places, and the last one stays empty. It
+    gets what the last seed has, and what it computes is thrown away.
+    """
+
+    def __init__(self, seeds: Sequence[int]):
+        """Args:
+        seeds: the numbers, from each of which everything random in its run follows.
+        """
+        self.numbers = list(seeds)
+        devices = jax.local_devices()
+        seeds_per_device = math.ceil(len(seeds) / len(devices))
+        used = devices[: math.ceil(len(seeds) / seeds_per_device)]
+        mesh = Mesh(np.array(used), ("seed",))
+        places = len(used) * seeds_per_device
+        self.by_seed = NamedSharding(mesh, PartitionSpec("seed"))  # of arrays whose leading axis is the places
+        self.shared = NamedSharding(mesh, PartitionSpec())  # of arrays that every device holds
+        self._seed_of_place = np.minimum(np.arange(places), len(seeds) - 1)
+        self.keys = self.spread(keys_of_runs(self.numbers))
+        self._layout = f"{seeds_per_device} on each of {len(used)} device{'s' if len(used) > 1 else ''}" + (
+            f", {places - len(seeds)} of {places} places empty" if places > len(seeds) else ""
+        )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.numbers)) + (f" ({self._layout})" if len(self) > 1 else "")
+
+    def spread(self, tree: Any) -> Any:
+        """Put arrays with a leading axis of seeds in their places."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf[self._seed_of_place], self.by_seed), tree)
+
+    def gather(self, tree: Any) -> Any:
+        """NumPy arrays with a leading axis of seeds, copied from their places."""
+        return jax.tree.map(lambda leaf: np.array(leaf)[: len(self)], tree)
+
+    def initialise(self, init: Callable[[Key[Array, ""]], Any]) -> Any:
+        """What `init` makes of the initialisation key of each seed, in their places."""
+        options = machine.quick_to_compile()
+        return jax.jit(jax.vmap(init), out_shardings=self.by_seed, compiler_options=options)(self.keys.init)
+
+
+def keys_of_runs(seeds: Sequence[int]) -> RunKeys:
+    """The keys of runs, each [seeds]."""
+    split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
+    return RunKeys(*jnp.unstack(split(jnp.array(seeds)), axis=1))
