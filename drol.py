@@ -22,6 +22,8 @@ Deviations from the reference implementation:
    Loss and gradient are the same as if all K candidates carried gradient; the cost is not.
 """
 
+from common.errors import UserError, exit_in_one_line  # isort: skip (before all that takes long to import: Ctrl-C)
+
 import dataclasses
 import functools
 import itertools
@@ -37,7 +39,6 @@ from pydantic import Field
 
 from common.arguments import Count, RunArgs, Weight, print_config
 from common.env_ids import EnvSpec
-from common.errors import UserError, exit_in_one_line
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
 from common.runs import Outcome, Runs

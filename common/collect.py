@@ -25,7 +25,7 @@ import tyro
 
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
-from common.errors import UserError, describe_os_error, exit_in_one_line
+from common.errors import UserError, describe_os_error, exit_in_one_line, expanded
 from common.files import sha256, write_whole
 from common.machine import available_cores
 from common.signals import interrupt_event, starting_workers
@@ -457,7 +457,7 @@ def main(args: Args) -> None:
     episodes = official_size(spec).episodes if args.episodes is None else args.episodes
     collect(
         spec,
-        args.dataset_dir.expanduser(),
+        expanded(args.dataset_dir),
         episodes=episodes,
         val_episodes=episodes // 10,
         seed=args.seed,

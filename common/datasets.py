@@ -13,7 +13,7 @@ from common import collect, minari_data
 from common.arguments import DataSource
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env
-from common.errors import UserError, describe_os_error
+from common.errors import UserError, describe_os_error, expanded
 from common.files import sha256, write_whole
 from common.replay import Dataset
 
@@ -60,11 +60,11 @@ def load(
     if spec.suite == "d4rl":
         return _load_minari(spec, dataset_path, source)
     if dataset_path is not None:
-        path = dataset_path.expanduser()
+        path = expanded(dataset_path)
         if not path.is_file():
             raise UserError(f"--dataset-path {path}: no such file")
     else:
-        path = _locate(spec, dataset_dir.expanduser(), source, collect_episodes, collect_workers)
+        path = _locate(spec, expanded(dataset_dir), source, collect_episodes, collect_workers)
     return read_ogbench(spec, path), provenance(path)
 
 
@@ -75,7 +75,7 @@ def _load_minari(spec: EnvSpec, dataset_path: pathlib.Path | None, source: DataS
     if dataset_path is None:
         path = minari_data.locate(spec)
     else:
-        path = dataset_path.expanduser()
+        path = expanded(dataset_path)
         if not (path / "data").is_dir():
             raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
     arrays = minari_data.read(spec, path)

@@ -1,6 +1,8 @@
 """Errors that a person can act on: one line that says what is wrong, where, and what to do."""
 
 import os
+import pathlib
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,8 +18,21 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
-def exit_in_one_line(program: Callable[[], None]) -> None:
+def expanded(path: pathlib.Path) -> pathlib.Path:
+    """The path with ~ replaced. Raises `UserError` where nobody knows the home folder, as in some containers."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: this user has no home folder; set HOME, or name a folder (--dataset-dir)") from error
+
+
+def exit_in_one_line(program: Callable[[], object]) -> None:
     """Run a program; what a person can mend ends it in one line on stderr instead of a traceback."""
+    if sys.stdout is None or sys.stderr is None:  # started with >&- or 2>&-
+        sys.stderr = sys.stderr or sys.stdout or sys.exit(2)
+        sys.exit(_report("standard output or standard error is closed; send it to /dev/null instead", 2))
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         program()
     except UserError as error:
@@ -35,6 +50,17 @@ def exit_in_one_line(program: Callable[[], None]) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(_report(OUT_OF_MEMORY, 2))
+
+
+def _interrupted(*_: object) -> None:
+    os.write(2, b"error: interrupted\n")
+    os._exit(130)
+
+
+# A script at the top level imports this module first. Ctrl-C while it imports the others, which takes seconds, is one
+# line and nothing else: some of them swallow a KeyboardInterrupt, or turn it into an ImportError.
+if pathlib.Path(getattr(sys.modules["__main__"], "__file__", "")).resolve().parent == pathlib.Path(__file__).parents[1]:
+    signal.signal(signal.SIGINT, _interrupted)
 
 
 def _report(message: str, status: int) -> int:

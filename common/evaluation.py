@@ -369,6 +369,7 @@ def evaluate_run(
         UserError: this is no run of this algorithm, or without a checkpoint; a setting that --evaluate does not take.
     """
     check_alone(args)
+    machine.check()
     run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
     args = for_evaluation(run.read_args(type(args)), args)
     runs = Runs([run])

@@ -1,9 +1,12 @@
 """The machine that a run runs on."""
 
+import functools
 import os
 from typing import Literal
 
 import jax
+
+from common.errors import UserError
 
 HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled program needs beside its arguments
 
@@ -11,6 +14,26 @@ HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled pr
 def available_cores() -> int:
     """CPU cores that this process may use: fewer than the machine has, under a job scheduler."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check() -> None:
+    """Raises `UserError` where JAX cannot train as it is set up here; what would only change numbers is put right."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without a word
+        setting = f"JAX_PLATFORMS={platforms}; unset it" if platforms else str(error)
+        raise UserError(f"JAX finds no device to compute on with {setting}") from error
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set, with which a training would take weeks; unset it")
+    if jax.config.jax_enable_x64:
+        print("note: JAX_ENABLE_X64 is set; this computes in float32 all the same", flush=True)
+        jax.config.update("jax_enable_x64", False)
+    if "MUJOCO_GL" in os.environ:
+        try:
+            import mujoco  # noqa: F401 (it chooses its renderer here)
+        except (ImportError, AttributeError, RuntimeError) as error:
+            raise UserError(f"MuJoCo does not start with MUJOCO_GL={os.environ['MUJOCO_GL']}; unset it") from error
 
 
 def describe_device() -> str:
@@ -33,15 +56,32 @@ def _fits_on_device(num_bytes: int) -> bool:
     return not free or num_bytes <= HEADROOM * min(free)
 
 
-def single_threaded() -> dict[str, bool]:
+def known_options(options: dict[str, int | bool]) -> dict[str, int | bool]:
+    """Those of XLA's compiler options that this XLA has: they come and go, and none of them changes a result."""
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: int | bool) -> bool:
+    try:
+        jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(0).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
+
+
+def single_threaded() -> dict[str, int | bool]:
     """Compiler options for small programs that run beside a large one on the same cores."""
-    return {"xla_cpu_multi_thread_eigen": False} if policy_device().platform == "cpu" else {}
+    return known_options({"xla_cpu_multi_thread_eigen": False}) if policy_device().platform == "cpu" else {}
 
 
 def quick_to_compile() -> dict[str, int | bool]:
     """Compiler options for a program that runs once. On a CPU initialisation takes five seconds to compile without."""
-    on_cpu = jax.default_backend() == "cpu"
-    return {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False} if on_cpu else {}
+    if jax.default_backend() != "cpu":
+        return {}
+    return known_options({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 
 
 def policy_device() -> jax.Device:

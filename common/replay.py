@@ -174,9 +174,10 @@ class Batches:
             keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int
         ) -> Int[Array, "places updates batch"]:
             """The transitions that the device would draw for the updates after `step`."""
-            of_update = lambda key, i: draw_transitions(  # noqa: E731
-                keys_of_update(key, i)[0], args.batch_size, dataset.num_transitions
-            )
+
+            def of_update(key: Key[Array, ""], i: Int[Array, ""]) -> Int[Array, " batch"]:
+                return draw_transitions(keys_of_update(key, i)[0], args.batch_size, dataset.num_transitions)
+
             of_seed = jax.vmap(of_update, in_axes=(None, 0))
             return jax.vmap(of_seed, in_axes=(0, None))(keys, step + jnp.arange(num_updates))
 

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from common import checkpoints, datasets, machine
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
 from common.env_ids import EnvSpec, resolve
-from common.errors import UserError
+from common.errors import UserError, describe_os_error
 from common.progress import announce
 from common.replay import Dataset, check_room
 from common.run_directory import (
@@ -83,6 +84,7 @@ class Runs:
             UserError: arguments that do not go together; no data; a folder that is taken.
         """
         check_alone(args)
+        machine.check()
         resumed = Runs.open(args.resume, algorithm) if args.resume else None
         if resumed is not None:
             args = resumed.read_args(type(args))
@@ -307,7 +309,7 @@ def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: S
         seeds: seeds.
 
     Raises:
-        UserError: there is something at one of these paths already.
+        UserError: there is something at one of these paths already, or it cannot be written.
     """
     if path is None:
         now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -316,6 +318,11 @@ def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: S
         paths = [path] if len(seeds) == 1 else [path / f"seed{seed}" for seed in seeds]
     for each in paths:
         check_vacant(each)
+        try:
+            each.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=each.parent).close()
+        except OSError as error:
+            raise UserError(f"--run-dir {each}: cannot write there ({describe_os_error(error)})") from error
     return paths
 
 

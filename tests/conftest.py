@@ -7,13 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-# Nearly all the time of these tests goes into compiling tiny programs, here and in the processes that are started.
-# XLA leaves out here what makes programs run fast; a chunk compiles three times faster. Before JAX is imported:
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
-
 # Before the hook: what a module under it imports for the first time is compiled from source, all of JAX included.
 import equinox  # noqa: F401
 import gymnasium  # noqa: F401
@@ -25,6 +18,21 @@ from jaxtyping import install_import_hook
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
+
+# Nearly all the time of these tests goes into compiling tiny programs, here and in the processes that are started.
+# XLA leaves out here what makes programs run fast; a chunk compiles three times faster. Before JAX is used, hence asked
+# for in another process, and once for all that run tests.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    ask = f"from common import machine; print(*(f'--{{o}}={{v}}' for o, v in machine.known_options({QUICK}).items()))"
+    flags = subprocess.run([sys.executable, "-c", ask], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    os.environ["XLA_FLAGS"] = flags.stdout.strip()
+
 install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import drol  # noqa: E402

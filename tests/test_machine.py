@@ -1,0 +1,98 @@
+"""What a machine lacks is said in one line, with exit status 2, before any data is touched."""
+
+import os
+import pathlib
+import pwd
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from conftest import REPOSITORY, command, run_script
+
+from common import machine
+from common.errors import UserError, expanded
+
+
+def test_compile_options_that_this_xla_lacks_are_left_out():
+    options = {"xla_backend_optimization_level": 0, "xla_no_xla_has_this": True}
+    assert machine.known_options(options) == {"xla_backend_optimization_level": 0}
+    for known in (machine.quick_to_compile(), machine.single_threaded()):
+        assert jax.jit(lambda x: 2 * x, compiler_options=known)(3) == 6
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "finds no device to compute on with JAX_PLATFORMS=cuda; unset it"),
+        ({"MUJOCO_GL": "nonsense"}, "MuJoCo does not start with MUJOCO_GL=nonsense; unset it"),
+    ],
+)
+def test_variables_that_do_not_fit_the_machine(variables, message, tmp_path):
+    result = run_script("--env-id", "pointmaze-medium", "--dataset-dir", tmp_path / "data", variables=variables)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jit_has_to_be_on_and_numbers_are_float32(capsys):
+    jax.config.update("jax_disable_jit", True)
+    try:
+        with pytest.raises(UserError, match="JAX_DISABLE_JIT is set"):
+            machine.check()
+    finally:
+        jax.config.update("jax_disable_jit", False)
+    jax.config.update("jax_enable_x64", True)
+    machine.check()
+    assert not jax.config.jax_enable_x64
+    assert "computes in float32 all the same" in capsys.readouterr().out
+
+
+def test_a_user_without_a_home_folder(monkeypatch):
+    """As `docker run --user` makes one."""
+    monkeypatch.delenv("HOME")
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UserError, match="no home folder; set HOME"):
+        expanded(pathlib.Path("~/.ogbench/data"))
+
+
+def test_a_run_folder_that_cannot_be_made(refusal, tmp_path):
+    assert "cannot write there" in refusal("--run-dir", "/proc/nowhere/run", "--dataset-dir", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_output(closed):
+    result = subprocess.run(
+        ["bash", "-c", f"exec {sys.executable} drol.py --print-config {closed}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 2
+    assert result.stdout + result.stderr == (
+        "error: standard output or standard error is closed; send it to /dev/null instead\n"
+    )
+
+
+def test_ctrl_c_while_it_imports():
+    process = subprocess.Popen(
+        command("--env-id", "nonsense"), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    if maps.exists():  # as soon as it is at the libraries
+        while "numpy" not in maps.read_text():
+            time.sleep(0.005)
+    else:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert process.returncode == 130
