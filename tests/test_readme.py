@@ -22,7 +22,10 @@ import speed
 import table
 
 README = (REPOSITORY / "README.md").read_text()
-PAGES = README + (REPOSITORY / "results" / "README.md").read_text()
+PAGES = "".join(
+    (REPOSITORY / page).read_text()
+    for page in ("README.md", "common/README.md", "results/README.md", "results/TUNING.md")
+)
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) for line in block.splitlines()]
 PROGRAMS = {
     "drol.py": drol.Args,
