@@ -54,7 +54,7 @@ class RunArgs:
     dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
     """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH)."""
     collect_episodes: Count | None = None
-    """Episodes to collect, when data has to be collected; OGBench's own number if unset."""
+    """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
     collect_workers: Count | None = None
     """Worker processes for collection; one for each CPU core if unset."""
     data_memory: Literal["auto", "device", "host"] = "auto"

@@ -1,4 +1,4 @@
-"""Collects OGBench data sets on this machine: with the scripted oracles that the ogbench package ships, or an ant.
+"""Collects data sets on this machine: OGBench's with scripted oracles or an ant, Adroit's with trained hands.
 
     python -m common.collect --env-id cube-double --episodes 1000
 
@@ -7,44 +7,39 @@ appendix D and the data generation scripts of its repository). Episodes are inde
 the data does not depend on how many processes collected it.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
-import os
 import pathlib
-import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
 
 import numpy as np
-import tqdm
 import tyro
 
+from common import adroit
+from common.adroit import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line, expanded
 from common.files import sha256, write_whole
 from common.machine import available_cores
-from common.signals import interrupt_event, starting_workers
+from common.workers import Episode, collect_episodes
 
 ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
 
-# The oracles and OGBench's mazes draw from NumPy's global generator, which `collect_episode` seeds.
-Episode = dict[str, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Collect an OGBench data set with the scripted oracles, in the official file format."""
+    """Collect an OGBench data set in the official file format, or an Adroit expert's as a Minari data set."""
 
     env_id: str
-    """Environment, e.g. cube-double, scene-noisy, pointmaze-large-stitch. Its task does not matter."""
+    """Environment, e.g. cube-double, scene-noisy, pointmaze-large-stitch, door-expert. Its task does not matter."""
     episodes: int | None = None
-    """Training episodes; OGBench's own number if unset. A tenth as many validation episodes come on top."""
+    """Training episodes; OGBench's own number if unset, 100 of a hand (pen: 300). A tenth as many validation episodes
+    come on top, but not of a hand."""
     seed: int = 0
     """Seed of the collection."""
     workers: int = available_cores()
@@ -145,35 +140,10 @@ def collect(
         "python -m common.collect)",
         flush=True,
     )
-    collected: list[Episode] = []
     start = time.monotonic()
-    progress = tqdm.tqdm(total=steps, unit="step", unit_scale=True, desc="collecting", smoothing=0.05, mininterval=1)
-    # Workers are spawned: forking a process in which JAX has started threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with (
-        concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (spec, size.episode_steps)) as pool,
-        interrupt_event() as interrupted,
-        progress,
-    ):
-        try:
-            # Not pool.map: it cancels what is left when interrupted, which a pool that breaks afterwards stumbles over.
-            with starting_workers():
-                results = [pool.submit(_work, (seed, index)) for index in range(total)]
-            for episode in results:
-                while not (episode.done() or interrupted.is_set()):
-                    concurrent.futures.wait([episode], timeout=0.2)
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                collected.append(episode.result())
-                progress.update(size.episode_steps)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError("a collecting process died; fewer workers need less memory") from error
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    recipe = maze_recipe if spec.env_name.startswith(("pointmaze", "antmaze")) else manipulation_recipe
+    make_collector = functools.partial(recipe, spec, size.episode_steps)
+    collected = collect_episodes(make_collector, total, seed=seed, workers=workers, episode_steps=size.episode_steps)
     seconds = time.monotonic() - start
 
     provenance = {
@@ -218,29 +188,6 @@ def _write_with_provenance(arrays: Episode, path: pathlib.Path, provenance: dict
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-
-
-# In the worker processes: an environment and its oracles for the life of the process, one call an episode.
-
-_collect_episode: Callable[[], Episode]
-
-
-def _start_worker(spec: EnvSpec, episode_steps: int) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    global _collect_episode
-    recipe = maze_recipe if spec.env_name.startswith(("pointmaze", "antmaze")) else manipulation_recipe
-    _collect_episode = recipe(spec, episode_steps)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # the pool's own queues would keep an orphan waiting for ever
-    os._exit(1)
-
-
-def _work(seed_and_index: tuple[int, int]) -> Episode:
-    episode_seed = int(np.random.SeedSequence(seed_and_index).generate_state(1)[0])
-    np.random.seed(episode_seed)
-    return _collect_episode()
 
 
 def manipulation_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
@@ -351,9 +298,6 @@ def load_ant() -> Callable[[np.ndarray], np.ndarray]:
     with np.load(ANT) as file:
         weights = dict(file)
 
-    def gelu(x: np.ndarray) -> np.ndarray:
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi, dtype=np.float32) * (x + np.float32(0.044715) * x**3)))
-
     def mode(x: np.ndarray) -> np.ndarray:
         x = x.astype(np.float32)
         for layer in ("hidden0", "hidden1"):
@@ -452,8 +396,11 @@ def _as_arrays(rows: dict[str, list]) -> Episode:
 
 
 def main(args: Args) -> None:
-    """Collect the training and the validation file of one environment."""
+    """Collect the training and the validation file of one environment; of an Adroit hand the Minari data set."""
     spec = resolve(args.env_id)
+    if adroit.is_collectable(spec):
+        adroit.collect(spec, episodes=args.episodes, seed=args.seed, workers=args.workers)
+        return
     episodes = official_size(spec).episodes if args.episodes is None else args.episodes
     collect(
         spec,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common import collect, minari_data
+from common import adroit, collect, minari_data
 from common.arguments import DataSource
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env
@@ -58,7 +58,7 @@ def load(
         UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
     """
     if spec.suite == "d4rl":
-        return _load_minari(spec, dataset_path, source)
+        return _load_minari(spec, dataset_path, source, collect_episodes, collect_workers)
     if dataset_path is not None:
         path = expanded(dataset_path)
         if not path.is_file():
@@ -68,19 +68,49 @@ def load(
     return read_ogbench(spec, path), provenance(path)
 
 
-def _load_minari(spec: EnvSpec, dataset_path: pathlib.Path | None, source: DataSource) -> tuple[Dataset, Provenance]:
+def _load_minari(
+    spec: EnvSpec,
+    dataset_path: pathlib.Path | None,
+    source: DataSource,
+    collect_episodes: int | None,
+    collect_workers: int,
+) -> tuple[Dataset, Provenance]:
     """A D4RL or other Minari data set; `dataset_path` is a folder here."""
-    if source == "collect":
-        raise UserError(f"--data-source collect: {spec.name} is a Minari data set, which cannot be collected here")
-    if dataset_path is None:
-        path = minari_data.locate(spec)
-    else:
+    if dataset_path is not None:
         path = expanded(dataset_path)
         if not (path / "data").is_dir():
             raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
+    else:
+        path = _locate_minari(spec, source, collect_episodes, collect_workers)
     arrays = minari_data.read(spec, path)
     arrays["actions"] = np.clip(arrays["actions"], -ACTION_BOUND, ACTION_BOUND)
     return Dataset(**arrays), minari_data.provenance(path)
+
+
+def _locate_minari(
+    spec: EnvSpec, source: DataSource, collect_episodes: int | None, collect_workers: int
+) -> pathlib.Path:
+    """The folder of the data set, from the first place that has it; each step is announced in one line."""
+    if not adroit.is_collectable(spec):
+        if source == "collect":
+            raise UserError(
+                f"--data-source collect: {spec.name} is a Minari data set, which cannot be collected here "
+                "(the Adroit hands' expert sets can)"
+            )
+        return minari_data.locate(spec)
+    if source == "auto" and not (minari_data.local_path(spec.name) / "data").is_dir():
+        collected = minari_data.local_path(adroit.dataset_id(spec, collect_episodes, seed=0))
+        if (collected / "data").is_dir():
+            print(f"data: found {collected} (D4RL's own data instead: --data-source download)", flush=True)
+            return collected
+    if source != "collect":
+        try:
+            return minari_data.locate(spec)
+        except UserError as error:
+            if source == "download":
+                raise
+            print(f"data: {str(error).split(';')[0]}", flush=True)
+    return adroit.collect(spec, episodes=collect_episodes, workers=collect_workers)
 
 
 def provenance(path: pathlib.Path) -> Provenance:
@@ -99,6 +129,8 @@ def provenance(path: pathlib.Path) -> Provenance:
 
 def describe_source(origin: Provenance) -> str:
     """For people: 'collected: 300 (official: 1000) episodes, seed 0'."""
+    if origin["source"] == "collected" and "policy" in origin:
+        return f"collected: {origin['episodes']} episodes of a policy trained with DROL, seed {origin['seed']}"
     if origin["source"] == "collected":
         return (
             f"collected: {origin['episodes']} (official: {origin['official_episodes']}) episodes, seed {origin['seed']}"

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -41,8 +42,7 @@ def locate(spec: EnvSpec) -> pathlib.Path:
     Raises:
         UserError: a package is missing; the set is not here and cannot be fetched.
     """
-    minari = import_minari()
-    path = minari.storage.get_dataset_path(spec.name)
+    minari, path = import_minari(), local_path(spec.name)
     if (path / "data").is_dir():
         print(f"data: found {path}", flush=True)
         return path
@@ -58,6 +58,24 @@ def locate(spec: EnvSpec) -> pathlib.Path:
     except Exception as error:  # of whatever its storage is built on; all of them mean that there is no data
         raise UserError(f"could not download {spec.name} ({_first_line(error)}); {advice}") from error
     return path
+
+
+def local_path(name: str) -> pathlib.Path:
+    """Where Minari keeps, or would keep, a data set on this machine."""
+    return pathlib.Path(import_minari().storage.get_dataset_path(name))
+
+
+@contextlib.contextmanager
+def datasets_in(folder: pathlib.Path) -> Iterator[None]:
+    """Minari reads and writes there meanwhile."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["MINARI_DATASETS_PATH"]
+        if before is not None:
+            os.environ["MINARI_DATASETS_PATH"] = before
 
 
 def _check_connection() -> None:
@@ -89,7 +107,7 @@ def import_minari() -> Any:
     return minari
 
 
-def _register_environments() -> None:
+def register_environments() -> None:
     """Make Adroit and AntMaze known to Gymnasium.
 
     Raises:
@@ -119,14 +137,16 @@ def _open(path: pathlib.Path) -> Any:
 def provenance(path: pathlib.Path) -> dict[str, Any]:
     """Where a data set came from, as a run's config records it; the SHA-256 is that of the largest file."""
     dataset = _open(path)
+    collected = dataset.storage.metadata.get("collected")
     files = [file for file in (path / "data").rglob("*") if file.is_file()]
     return {
-        "source": "minari",
+        "source": "minari" if collected is None else "collected",
         "dataset": dataset.id,
         "episodes": int(dataset.total_episodes),
         "algorithm": dataset.storage.metadata.get("algorithm_name", ""),
         "path": str(path.resolve()),
         "sha256": sha256(max(files, key=lambda file: file.stat().st_size)),
+        **(collected or {}),
     }
 
 
@@ -157,7 +177,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: it is another data set, damaged, or not of continuous control; or its environment cannot be made.
     """
     dataset = _open(path)
-    if dataset.id != spec.name:
+    if dataset.id != spec.name and not dataset.id.startswith(f"collected/{spec.family.replace('-', '/')}-"):
         raise UserError(f"{path} holds {dataset.id}, not {spec.name}")
     _check_spaces(path, dataset)
     env = make_env(path)  # if that fails, then now, and not after the first 100,000 updates
@@ -244,7 +264,7 @@ def make_env(path: pathlib.Path, **kwargs: Any) -> gymnasium.Env:
     dataset = _open(path)
     if dataset.spec.env_spec is None:
         raise UserError(f"{path}: the data set names no environment to evaluate in")
-    _register_environments()
+    register_environments()
     changes: dict[str, Any] = {"disable_env_checker": True} | kwargs
     if dataset.spec.env_spec.id.startswith("AdroitHandPen-"):
         changes["max_episode_steps"] = 100  # Trap: D4RL's horizon; gymnasium-robotics has 200

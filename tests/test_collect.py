@@ -8,7 +8,7 @@ import ogbench
 import pytest
 from conftest import run_script
 
-from common import collect
+from common import collect, workers
 from common.env_ids import resolve
 from common.envs import make_env
 from common.errors import UserError
@@ -91,8 +91,8 @@ def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
 @pytest.mark.parametrize("env_id", ["cube-double", "scene", "puzzle-3x3-noisy"])
 def test_an_episode_does_not_depend_on_the_one_before(env_id, monkeypatch):
     collect_episode = collect.manipulation_recipe(resolve(env_id), 40)
-    monkeypatch.setattr(collect, "_collect_episode", collect_episode, raising=False)
-    first, second, again = (collect._work((0, index)) for index in (1, 2, 1))
+    monkeypatch.setattr(workers, "_collect_episode", collect_episode, raising=False)
+    first, second, again = (workers._work((0, index)) for index in (1, 2, 1))
     for key in first:
         np.testing.assert_array_equal(first[key], again[key])
     assert not np.array_equal(first["actions"], second["actions"])

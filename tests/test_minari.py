@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.evaluation import Evaluator
 from common.run_directory import read_table
 
-minari_data._register_environments()
+minari_data.register_environments()
 MIRRORED_UMAZE = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]  # Minari's
 
 
