@@ -3,11 +3,12 @@
 import csv
 import dataclasses
 import datetime
-import fcntl
 import io
 import json
 import os
 import pathlib
+import shutil
+import sys
 import time
 import typing
 import uuid
@@ -17,7 +18,7 @@ from typing import Any
 from common import checkpoints
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
-from common.files import write_whole
+from common.files import holder_of, try_lock, write_whole
 from common.machine import describe_device
 
 TABLES = ("train", "eval", "time", "exploration")
@@ -84,14 +85,18 @@ class RunDirectory:
             "seeds_together": seeds_together,
             "id": uuid.uuid4().hex,  # of the run wherever its folder goes, for Weights & Biases
         }
-        check_vacant(path)
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        run = RunDirectory(path, json.loads(text))
         try:
             path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(config, indent=2, default=str) + "\n"
+            run._locked()
+            check_vacant(path)  # only now: of two that start at once, the second sees the run of the first
             write_whole(path / "config.json", lambda temporary: temporary.write_text(text))
+        except FileExistsError as error:
+            raise UserError(f"--run-dir {path} is not a folder") from error
         except OSError as error:
             raise UserError(f"cannot write the run directory: {describe_os_error(error)}") from error
-        return RunDirectory(path, json.loads(text))._locked()
+        return run
 
     @staticmethod
     def open(path: pathlib.Path, algorithm: str, *, lock: bool = True) -> "RunDirectory":
@@ -107,17 +112,15 @@ class RunDirectory:
         if lock:
             run._locked()
         if (path / "eval.csv").exists():
-            rows = read_table(path / "eval.csv", until_damage=True)
+            rows = read_table(path / "eval.csv", skip_damage=True)
             run.evaluations = {int(row["step"]): row for row in rows}
         return run
 
     def _locked(self) -> "RunDirectory":
         """Keep other processes out of the folder as long as this one lives."""
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{self.path} is in use by another process") from error
+        self._lock = try_lock(self.path / ".lock")
+        if self._lock is None:
+            raise UserError(f"{self.path} is in use by {holder_of(self.path / '.lock')}")
         return self
 
     @property
@@ -206,15 +209,35 @@ class RunDirectory:
             path = self.path / f"{table}.csv"
             if not path.exists():
                 continue
-            rows = [row for row in read_table(path, until_damage=True) if row["step"] <= step]
+            rows = [row for row in read_table(path, skip_damage=True) if row["step"] <= step]
+            if table == "eval":
+                self.evaluations = {int(row["step"]): row for row in rows}
+            lost = sorted(self._due_rows(table, step) - {int(row["step"]) for row in rows})
+            if lost:
+                kept = path.with_name(f"{table}-damaged-{time.time_ns()}.csv")
+                shutil.copyfile(path, kept)
+                steps = ", ".join(map(str, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+                problem = f"{path} is damaged: the rows after updates {steps} cannot be read, and are lost"
+                print(f"warning: {problem}; the file as it was: {kept}", file=sys.stderr, flush=True)
             text = io.StringIO()
             if rows:
                 _write_rows(text, rows, header=True)
             write_whole(path, lambda temporary, text=text: temporary.write_text(text.getvalue()))
-            if table == "eval":
-                self.evaluations = {int(row["step"]): row for row in rows}
             if table == "time" and rows:
                 self.seconds = rows[-1]["time/seconds"]
+
+    def _due_rows(self, table: str, step: int) -> set[int]:
+        """Updates after which a table has a row for sure: a checkpoint after `step` was written later.
+
+        Evaluations whose checkpoint is still there may be under way, or are made again.
+        """
+        args = self.config["args"]
+        start, interval = 0, args["eval_interval" if table == "eval" else "log_interval"]
+        ends = {args["offline_steps"], args["offline_steps"] + args["online_steps"]}
+        if table == "exploration":
+            start = args["offline_steps"]
+        due = {end for end in {*range(interval, step + 1, interval), *ends} if start < end <= step}
+        return due - set(self.checkpoint_steps()) if table == "eval" else due
 
     def log(self, table: str, row: Row) -> None:
         """Append one row, in which `step` is the number of updates so far.
@@ -295,19 +318,23 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: not a run directory ({describe_os_error(error)})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: config.json is damaged ({error!r})") from error
+        raise UserError(f"{path}: config.json is damaged ({type(error).__name__}: {str(error)[:200]})") from error
     return config
 
 
 def check_vacant(path: pathlib.Path) -> None:
-    """Raises `UserError` if a new run cannot take this folder."""
+    """Raises `UserError` if a new run cannot take this folder.
+
+    It can have what a run leaves that was killed before its first row: a lock, a config, nothing learned.
+    """
     if not path.exists():
         return
     if not path.is_dir():
         raise UserError(f"--run-dir {path} is not a folder")
-    if (path / "config.json").exists():
+    names = {entry.name for entry in path.iterdir() if entry.name != ".lock" and not entry.name.startswith(".tmp-")}
+    if "config.json" in names and names != {"config.json"}:
         raise UserError(f"{path} holds a run; name another --run-dir, or go on with it: --resume {path}")
-    if any(path.iterdir()):
+    if names - {"config.json"}:
         raise UserError(f"{path} is not empty; name another --run-dir")
 
 
@@ -324,24 +351,25 @@ def import_wandb() -> Any:
     return wandb
 
 
-def read_table(path: pathlib.Path, *, until_damage: bool = False) -> list[Row]:
+def read_table(path: pathlib.Path, *, skip_damage: bool = False) -> list[Row]:
     """The complete rows of a CSV file; the half-written last line of a killed run is left out.
 
     Args:
         path: CSV file with a column `step`.
-        until_damage: stop before the first damaged row (what a power cut leaves) instead of raising.
+        skip_damage: leave damaged rows out (what a power cut leaves) instead of raising.
 
     Raises:
         UserError: a row is damaged.
     """
-    text = path.read_text(errors="replace")
+    header, *lines = path.read_text(errors="replace").split("\n")[:-1] or [""]
     rows: list[Row] = []
-    try:
-        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-            rows.append({"step": int(row["step"])} | {name: float(row[name]) for name in row if name != "step"})
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        if not until_damage:
-            raise UserError(f"{path}: row {len(rows) + 1} is damaged ({error})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = dict(zip(header.split(","), line.split(","), strict=True))
+            rows.append({"step": int(row.pop("step"))} | {name: float(value) for name, value in row.items()})
+        except (KeyError, ValueError) as error:
+            if not skip_damage:
+                raise UserError(f"{path}: row {number} is damaged ({error})") from error
     return rows
 
 

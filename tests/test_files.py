@@ -15,7 +15,6 @@ from conftest import REPOSITORY
 
 from common import files
 
-
 WRITE = """
 import pathlib, sys, time
 import numpy as np

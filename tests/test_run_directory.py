@@ -4,25 +4,33 @@ import dataclasses
 import json
 import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 import drol
 from common import checkpoints
 from common.env_ids import resolve
 from common.errors import UserError
-from common.run_directory import RunDirectory, read_table, score_metric
+from common.run_directory import RunDirectory, read_config, read_table, score_metric
 from common.runs import Runs
+
+
+def create(path: pathlib.Path) -> RunDirectory:
+    spec = resolve("cube-single")
+    args, origins = drol.resolve_settings(drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")), spec)
+    provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
+    return RunDirectory.create(path, "drol", spec, args, origins, provenance, [0])
 
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
-    spec = resolve("cube-single")
-    args, origins = drol.resolve_settings(drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")), spec)
-    provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, provenance, [0])
+    return create(tmp_path / "run")
 
 
 def reopen(run: RunDirectory) -> RunDirectory:
@@ -44,10 +52,13 @@ def test_arguments_survive_the_config(run):
 
 
 def test_what_is_not_a_run_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="in use by another process"):
-        RunDirectory.open(run.path, "drol")
+    for start in (lambda: RunDirectory.open(run.path, "drol"), lambda: create(run.path)):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "):
+            start()
+    run.log("train", {"step": 1, "critic/loss": 1.0})
+    run._lock.close()
     with pytest.raises(UserError, match="holds a run"):
-        RunDirectory.create(run.path, "drol", resolve("scene"), drol.Args(), {}, {}, [0])
+        create(run.path)
     with pytest.raises(UserError, match=r"a run of drol\.py, not of fql\.py"):
         RunDirectory.open(run.path, "fql")
     for folder in (tmp_path / "nothing", tmp_path):
@@ -56,6 +67,58 @@ def test_what_is_not_a_run_is_refused(run, tmp_path):
     (run.path / "config.json").write_text('{"algorithm": "drol"')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         RunDirectory.open(run.path, "drol")
+    (run.path / "config.json").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(UserError, match=r"config\.json is damaged") as refused:
+        RunDirectory.open(run.path, "drol")
+    assert len(str(refused.value)) < 400
+
+
+def test_a_run_that_was_killed_before_its_first_row_makes_room_for_the_next(run, tmp_path):
+    run._lock.close()
+    (run.path / ".tmp-config.json").write_text("half of it")
+    again = create(run.path)
+    assert read_config(run.path)["id"] == again.config["id"] != run.config["id"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".lock").touch()
+    create(tmp_path / "killed")
+
+
+CREATE = """
+import pathlib, sys, time
+import drol
+from common.env_ids import resolve
+from common.errors import UserError
+from common.run_directory import RunDirectory
+folder, seed, start = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
+runs = []  # with their locks
+for pair in range(int(sys.argv[4])):
+    time.sleep(max(0, start + 0.05 * pair - time.time()))
+    args = drol.Args(seed=seed)
+    try:
+        runs.append(RunDirectory.create(folder / str(pair), "drol", resolve("scene"), args, {}, provenance, [0]))
+        print("won", pair, flush=True)
+    except UserError as error:
+        assert "in use by process" in str(error)
+        print("lost", pair, flush=True)
+"""
+
+
+def test_of_two_runs_that_take_a_folder_at_once_one_has_it_with_its_own_settings(tmp_path):
+    pairs, start = 20, time.time() + 6
+    creators = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, *map(str, (tmp_path, seed, start, pairs))],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (1, 2)
+    ]
+    outcomes = [creator.communicate(timeout=60)[0].splitlines() for creator in creators]
+    for pair in range(pairs):
+        winners = [seed for seed, lines in zip((1, 2), outcomes, strict=True) if f"won {pair}" in lines]
+        assert winners == [read_config(tmp_path / str(pair))["args"]["seed"]]
 
 
 def test_another_versions_arguments_are_named(run):
@@ -91,7 +154,7 @@ def test_rewinding_drops_later_rows_and_half_a_row(run):
     assert (run.path / "train.csv").read_text() == "".join(as_it_was.splitlines(keepends=True)[:2])
 
 
-def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
+def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run, capsys):
     for step in (10, 20):
         run.log("train", {"step": step, "critic/loss": 1.0})
         run.save(step, TREE)
@@ -102,9 +165,32 @@ def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
     with pytest.raises(UserError, match="row 3 is damaged"):
         read_table(run.path / "train.csv")
     run.rewind(20)
+    assert capsys.readouterr().err == ""  # it was written after the checkpoint: nothing is lost
     names = sorted(path.name for path in (run.path / "checkpoints").iterdir())
     assert names == ["step-000000010.npz", "step-000000020.npz"]
     assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 20]
+
+
+def test_rows_that_were_written_and_cannot_be_read_are_named_and_kept_beside(run, capsys):
+    run.config["args"] |= {"offline_steps": 50, "eval_interval": 20, "log_interval": 10}
+    for step in (10, 20, 30, 40, 50):
+        run.log("train", {"step": step, "critic/loss": step / 7})
+        if run.is_due(step):
+            run.log("eval", {"step": step, "evaluation/success": float(step)})
+        run.save(step, TREE)
+    for table, row in (("train", 2), ("eval", 1)):
+        path = run.path / f"{table}.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        lines[row] = lines[row].replace(".", "\0") if table == "train" else "2\n"
+        path.write_text("".join(lines))
+    damaged = (run.path / "train.csv").read_text()
+    run.rewind(50)
+    assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 30, 40, 50]
+    assert list(run.evaluations) == [40, 50]
+    train, evaluation = capsys.readouterr().err.splitlines()
+    assert "train.csv is damaged: the rows after updates 20 cannot be read" in train
+    assert "eval.csv is damaged: the rows after updates 20 cannot be read" in evaluation
+    assert pathlib.Path(train.rsplit(" ", 1)[1]).read_text() == damaged
 
 
 def test_a_checkpoint_is_kept_until_its_evaluation_is_logged(run):
@@ -163,6 +249,21 @@ def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, capsys, damage):
     newest.write_bytes(content)
     assert checkpoints.sound_steps(tmp_path, TREE) == {1}
     assert f"{newest} is damaged" in capsys.readouterr().err
+
+
+def test_no_flipped_bit_of_an_arrays_header_loads_other_numbers(tmp_path):
+    tree = {"a": np.random.default_rng(0).standard_normal((512, 512), np.float32)}
+    path = checkpoints.save(tmp_path, 1, tree)
+    content = bytearray(path.read_bytes())
+    header = content.index(b"\x93NUMPY")
+    for bit in range(8 * 128):
+        content[header + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        content[header + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(checkpoints.DAMAGE):
+            checkpoints.restore(tmp_path, 1, tree)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(checkpoints.restore(tmp_path, 1, tree)["a"], tree["a"])
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
