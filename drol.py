@@ -707,16 +707,16 @@ def evaluate_run(args: Args) -> None:
     with contextlib.closing(evaluator), session.StopSignals() as stop:
         init = functools.partial(init_state, args, *evaluator.dimensions())
         like = Checkpoint(jax.eval_shape(init, jax.random.key(0)))
-        step = runs.last_common_step(like)
+        step, checkpoint = runs.restore_newest(like)
         if step == 0:
             raise UserError(f"{run.path} has no checkpoint yet")
-        policy = make_policy(args, runs.seeds)(runs.restore(step, like).state.params)
+        policy = make_policy(args, runs.seeds)(checkpoint.state.params)
         results = evaluator(policy, stop.requested)
         if results is not None:
             episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
             print(f"after update {step:,}, {episodes}: {session.describe(results[0])}")
         if video is not None and not stop.requested():
-            evaluator.film(policy, video)
+            evaluator.film(policy, video, stop.requested)
 
 
 def main(args: Args) -> None:

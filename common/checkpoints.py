@@ -71,9 +71,11 @@ def sound_steps(folder: pathlib.Path, like: Any) -> set[int]:
         try:
             restore(folder, step_of(path), like)
             sound.add(step_of(path))
+        except FileNotFoundError:  # pruned meanwhile, by the process that trains
+            continue
         except DAMAGE as error:
             print(f"warning: {path} is damaged ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-    if paths and not sound:
+    if not sound and any(path.exists() for path in paths):
         problem = (
             f"all {len(paths)} checkpoints in {folder} are damaged, or were written by another version of the script"
         )

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from common import minari_data
 from common.env_ids import EnvSpec
-from common.envs import make_evaluation_env, make_evaluation_lanes
+from common.envs import make_evaluation_lanes, make_film_env
 from common.errors import UserError
 from common.machine import available_cores
 from common.session import starting_workers
@@ -175,12 +175,21 @@ class Evaluator:
         envs = self.start()
         return envs.observation_space.shape[-1], envs.action_space.shape[-1]
 
-    def film(self, policy: Policy, path: pathlib.Path, *, episodes: int = 3, size: int = 256) -> None:
-        """Write the first episodes of the first seed to a video.
+    def film(
+        self,
+        policy: Policy,
+        path: pathlib.Path,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        episodes: int = 3,
+        size: int = 256,
+    ) -> None:
+        """Write the first episodes of the first seed to a video, about 25 frames a second at the episodes' own pace.
 
         Args:
             policy: of one seed.
             path: file; its name says the format (.mp4, .gif).
+            should_stop: asked after each step; if so, nothing is written.
             episodes: how many.
             size: width and height in pixels.
 
@@ -193,16 +202,14 @@ class Evaluator:
         if sys.platform == "linux":
             os.environ.setdefault("MUJOCO_GL", "egl")
         gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
-        make = functools.partial(
-            make_evaluation_env, self.spec, self.dataset_path, render_mode="rgb_array", width=size, height=size
-        )
+        make = functools.partial(make_film_env, self.spec, self.dataset_path, size)
         is_gif, frames = path.suffix == ".gif", []
         try:
             env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-            with contextlib.closing(env):
+            with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
                 fps = env.metadata.get("render_fps", 20)
-                # A GIF stores every pixel that changes: half of the frames will do, and about 25 a second.
-                stride = max(2, round(fps / 25)) if is_gif else 1
+                # Rendering in software takes longer than all the rest. A GIF stores every pixel that changes, too.
+                stride = max(2 if is_gif else 1, round(fps / 25))
                 for episode in range(min(episodes, len(self.episode_seeds[0]))):
                     observations, _ = env.reset(seed=self.episode_seeds[0][episode])
                     time_step, over = 0, False
@@ -212,15 +219,18 @@ class Evaluator:
                         actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
                         observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
                         time_step, over = time_step + 1, (terminated | truncated).all()
+                        progress.update()
+                        if should_stop():
+                            return
                     frames.append(env.call("render")[0])  # what it ended with
         except Exception as error:  # of whatever kind the graphics library of the machine raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
-                f"--video: this machine does not render ({type(error).__name__}); it needs EGL, or OSMesa and "
-                "MUJOCO_GL=osmesa"
+                f"--video: filming fails here ({reason}); MuJoCo needs EGL, or OSMesa and MUJOCO_GL=osmesa"
             ) from error
         try:
             hundredths = round(100 * stride / fps)  # a GIF's unit of time
-            options = {"loop": 0, "duration": 10 * hundredths} if is_gif else {"fps": fps}
+            options = {"loop": 0, "duration": 10 * hundredths} if is_gif else {"fps": fps / stride}
             iio.imwrite(path, np.stack(frames), **options)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error

@@ -50,7 +50,7 @@ def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> No
 def check_archive(path: pathlib.Path) -> None:
     """Compare every member of a zip or npz file with its CRC-32.
 
-    `np.load` does not: it stops before the end of a member whose header claims less, or shifts what it claims is header.
+    `np.load` does not: it stops before the end of a member whose header claims less, and shifts what follows.
 
     Raises:
         zipfile.BadZipFile, OSError, ...: it is damaged, or not such a file.

@@ -1,5 +1,6 @@
 """A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds")."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -12,15 +13,17 @@ import sys
 import time
 import typing
 import uuid
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from common import checkpoints
+from common import checkpoints, minari_data
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.files import holder_of, try_lock, write_whole
 from common.machine import describe_device
 
+DATASET_DIR = "~/.ogbench/data"
 TABLES = ("train", "eval", "time", "exploration")
 HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
 SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
@@ -125,8 +128,14 @@ class RunDirectory:
 
     @property
     def dataset_path(self) -> pathlib.Path:
-        """The data file that the run was started on."""
-        return pathlib.Path(self.config["dataset"]["path"])
+        """The data that the run was started on, or, where it has moved, would be found today (`check_data` decides)."""
+        path = pathlib.Path(self.config["dataset"]["path"])
+        if self.config["environment"]["suite"] == "d4rl":
+            folders = [minari_data.storage_path(self.config["environment"]["name"])] if not path.exists() else []
+        else:
+            dataset_dir = self.config["args"].get("dataset_dir", DATASET_DIR)
+            folders = [pathlib.Path(folder).expanduser() / path.name for folder in (dataset_dir, DATASET_DIR)]
+        return next((place for place in (path, *folders) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:
         """The arguments that the run was started with.
@@ -170,12 +179,24 @@ class RunDirectory:
         evaluation is made up for.
         """
         for table in TABLES:
-            if (self.path / f"{table}.csv").exists():
-                with (self.path / f"{table}.csv").open("rb+") as file:
+            path = self.path / f"{table}.csv"
+            if path.exists():
+                with self._writing(path), path.open("rb+") as file:
                     os.fsync(file.fileno())
-        path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
+        with self._writing(self.path / "checkpoints"):
+            path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
         self._saved_at, self.saved_step = time.monotonic(), step
         return path
+
+    @contextlib.contextmanager
+    def _writing(self, path: pathlib.Path) -> Iterator[None]:
+        """Turn a full disk into a line that says how to go on."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            go_on = f"nothing before is lost, {self.last_good()}; when there is room: --resume {self.path}"
+            raise UserError(f"cannot write: {describe_os_error(error)}; {go_on}") from error
 
     def _due_checkpoints(self) -> list[int]:
         return [step for step in self.checkpoint_steps() if self.is_due(step)]
@@ -243,12 +264,12 @@ class RunDirectory:
         """Append one row, in which `step` is the number of updates so far.
 
         Raises:
-            OSError: the disk is full.
+            UserError: the disk is full.
         """
         if table == "eval":
             self.evaluations[int(row["step"])] = row
         path = self.path / f"{table}.csv"
-        with path.open("a", newline="") as file:
+        with self._writing(path), path.open("a", newline="") as file:
             _write_rows(file, [row], header=file.tell() == 0)
             if table == "eval":  # the checkpoint that it was made from may go now
                 file.flush()
