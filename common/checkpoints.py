@@ -75,7 +75,9 @@ def sound_steps(folder: pathlib.Path, like: Any) -> set[int]:
             continue
         except DAMAGE as error:
             print(f"warning: {path} is damaged ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-    if not sound and any(path.exists() for path in paths):
+    if paths and not sound and not any(path.exists() for path in paths):
+        return sound_steps(folder, like)  # training went on so far that all of them are newer now
+    if paths and not sound:
         problem = (
             f"all {len(paths)} checkpoints in {folder} are damaged, or were written by another version of the script"
         )

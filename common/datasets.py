@@ -268,7 +268,8 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     from ogbench.relabel_utils import relabel_dataset
 
     data, env = _read_checked(spec, path)
-    own = [key for key in ("rewards", "masks") if key in data]
+    with np.load(path) as file:
+        own = [key for key in ("rewards", "masks") if key in file]
     if own:
         print(
             f"note: {' and '.join(own)} of {path} are not used: those of {spec.name} are computed instead", flush=True

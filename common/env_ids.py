@@ -17,7 +17,7 @@ OGBENCH_DATASET_TYPES: dict[str, tuple[str, ...]] = {  # environment -> data set
     **{f"pointmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant", "teleport")},
     **{f"antmaze-{maze}": ("navigate", "stitch", "explore") for maze in ("medium", "large", "teleport")},
     "antmaze-giant": ("navigate", "stitch"),
-    **{f"humanoidmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant")},
+    **{f"humanoidmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant", "teleport")},
     **{f"antsoccer-{arena}": ("navigate", "stitch") for arena in ("arena", "medium")},
     **{f"cube-{number}": MANIPULATION for number in ("single", "double", "triple", "quadruple", "octuple")},
     "scene": MANIPULATION,

@@ -127,6 +127,16 @@ def test_environments_of_one_process_do_not_share_random_numbers():
     assert len(np.unique(together)) == 12
 
 
+def test_success_has_two_names():
+    class Fetch(Lottery):
+        def step(self, action):
+            return *super().step(action)[:4], {"is_success": np.float32(1)}
+
+    env = EvaluationEnv(Fetch())
+    env.reset(seed=0)
+    assert env.step(np.zeros(1))[4] == {"success": 1}
+
+
 def test_lanes_begin_their_next_episode_by_themselves():
     def make():
         return EvaluationEnv(make_env(POINTMAZE.gym_id, max_episode_steps=3))

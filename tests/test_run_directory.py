@@ -285,3 +285,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(9)})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_says_which_file_and_how_to_go_on(run, monkeypatch):
+    run.save(10, TREE)
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda: run.save(20, TREE), lambda: run.log("eval", {"step": 20, "evaluation/success": 1.0})):
+        with pytest.raises(
+            UserError, match=rf"No space left on device: {run.path}/.*000010\.npz; .*--resume {run.path}"
+        ):
+            write()
+
+
+def test_data_that_has_moved_is_found_where_it_would_be_today(run, tmp_path, monkeypatch):
+    run.config["dataset"]["path"] = "/vanished/x.npz"
+    run.config["args"]["dataset_dir"] = str(tmp_path)
+    assert run.dataset_path == pathlib.Path("/vanished/x.npz")
+    (tmp_path / "x.npz").touch()
+    assert run.dataset_path == tmp_path / "x.npz"
+    run.config["args"]["dataset_dir"] = "/vanished"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = tmp_path / "home/.ogbench/data/x.npz"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert run.dataset_path == place
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    run.config["environment"] |= {"suite": "d4rl", "name": "D4RL/pen/human-v2"}
+    (tmp_path / "minari/D4RL/pen/human-v2").mkdir(parents=True)
+    assert run.dataset_path == tmp_path / "minari/D4RL/pen/human-v2"
