@@ -35,6 +35,17 @@ Policy = Callable[
 Results = list[dict[str, float]]  # of each seed
 
 
+class Workers(AsyncVectorEnv):
+    """Its own way to close first waits for the answer to a step that is under way, even of a process that died."""
+
+    def close_extras(self, **_: object) -> None:
+        """End all processes."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+
+
 class Evaluator:
     """Runs the same episodes at every evaluation, for several training seeds at once, spread over worker processes.
 
@@ -205,7 +216,7 @@ class Evaluator:
         make = functools.partial(make_film_env, self.spec, self.dataset_path, size)
         is_gif, frames = path.suffix == ".gif", []
         try:
-            env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+            env = Workers([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
             with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
                 fps = env.metadata.get("render_fps", 20)
                 # Rendering in software takes longer than all the rest. A GIF stores every pixel that changes, too.
@@ -247,7 +258,7 @@ class Evaluator:
                 self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
             else:  # spawned, so that no worker inherits JAX's threads or touches the accelerator
                 with starting_workers():
-                    self._envs = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+                    self._envs = Workers(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         return self._envs
 
     def lanes_of_workers(self) -> list[list[list[int]]]:
@@ -263,13 +274,6 @@ class Evaluator:
         self._close_envs()
 
     def _close_envs(self) -> None:
-        if isinstance(self._envs, AsyncVectorEnv):
-            # Its own `close` would first wait for the answer to a step that is under way, even of a process that died.
-            for process in self._envs.processes:
-                process.terminate()
-            for process in self._envs.processes:
-                process.join()
-            self._envs.closed = True
-        elif self._envs is not None:
+        if self._envs is not None:
             self._envs.close()
         self._envs = None

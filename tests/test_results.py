@@ -255,6 +255,19 @@ def test_nothing_to_show_is_one_line(tmp_path):
         runs.read([tmp_path])
 
 
+def test_the_legend_stays_within_the_figure(tmp_path):
+    paths = [
+        write_run(tmp_path / "k16", num_candidates=16),
+        write_run(tmp_path / "star", num_candidates=4, bc_coef=0.03),
+        write_run(tmp_path / "fql", algorithm="fql"),
+    ]
+    figure = plot.draw(runs.read(paths), "updates")
+    figure.canvas.draw()
+    (legend,) = (legend for part in figure.subfigs for legend in part.legends)
+    left, right = legend.get_window_extent().intervalx
+    assert 0 <= left < right <= figure.bbox.width
+
+
 def test_single_seeds_have_no_interval_and_several_tasks_have_statistics(tmp_path, capsys):
     for algorithm in ("drol", "fql"):
         for env_id in ("cube-single", "scene"):

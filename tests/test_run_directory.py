@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY
 
 import drol
-from common import checkpoints
+from common import checkpoints, files, run_directory
 from common.env_ids import resolve
 from common.errors import UserError
 from common.run_directory import RunDirectory, read_config, read_table, score_metric
@@ -116,9 +116,23 @@ def test_of_two_runs_that_take_a_folder_at_once_one_has_it_with_its_own_settings
         for seed in (1, 2)
     ]
     outcomes = [creator.communicate(timeout=60)[0].splitlines() for creator in creators]
+    assert [creator.returncode for creator in creators] == [0, 0]
     for pair in range(pairs):
         winners = [seed for seed, lines in zip((1, 2), outcomes, strict=True) if f"won {pair}" in lines]
         assert winners == [read_config(tmp_path / str(pair))["args"]["seed"]]
+
+
+def test_a_folder_is_taken_before_its_settings_are_written(tmp_path, monkeypatch):
+    def write_while_another_starts(path, write):
+        monkeypatch.setattr(run_directory, "write_whole", files.write_whole)
+        with pytest.raises(UserError, match="in use by process"):
+            create(tmp_path / "run")
+        assert not path.exists()
+        files.write_whole(path, write)
+
+    monkeypatch.setattr(run_directory, "write_whole", write_while_another_starts)
+    run = create(tmp_path / "run")
+    assert read_config(run.path) == run.config
 
 
 def test_another_versions_arguments_are_named(run):
