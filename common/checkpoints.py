@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_whole
+from common.files import check_archive, write_whole
 
 KEEP = 2
 
 # What `np.load` and the zip format raise on a truncated or altered file (every array in an npz file has a CRC-32).
-DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def save(folder: pathlib.Path, step: int, tree: Any, *, keep: Collection[int] = ()) -> pathlib.Path:
@@ -71,8 +71,12 @@ def sound_steps(folder: pathlib.Path, like: Any) -> set[int]:
         try:
             restore(folder, step_of(path), like)
             sound.add(step_of(path))
+        except FileNotFoundError:  # pruned meanwhile, by the process that trains
+            continue
         except DAMAGE as error:
             print(f"warning: {path} is damaged ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+    if paths and not sound and not any(path.exists() for path in paths):
+        return sound_steps(folder, like)  # training went on so far that all of them are newer now
     if paths and not sound:
         problem = (
             f"all {len(paths)} checkpoints in {folder} are damaged, or were written by another version of the script"
@@ -87,7 +91,9 @@ def restore(folder: pathlib.Path, step: int, like: Any) -> Any:
     Raises:
         OSError, ValueError, ...: it is not there, damaged, or of another structure.
     """
-    with np.load(_path(folder, step)) as arrays:
+    path = _path(folder, step)
+    check_archive(path)
+    with np.load(path) as arrays:
         leaves = []
         for name, leaf in _named_leaves(like).items():
             array = arrays[name]

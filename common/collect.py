@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -23,11 +25,12 @@ from common.adroit import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line, expanded
-from common.files import sha256, write_whole
+from common.files import making, sha256, write_whole
 from common.machine import available_cores
 from common.workers import Episode, collect_episodes
 
 ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
+BYTES_A_TRANSITION = 400  # at most, compressed
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
 
 
@@ -78,7 +81,9 @@ def official_size(spec: EnvSpec) -> Size:
 
 def is_collectable(spec: EnvSpec) -> bool:
     """Whether there is an oracle for this environment: ogbench's scripted ones, or the trained ant."""
-    return spec.suite == "ogbench" and spec.env_name.startswith(("cube", "scene", "puzzle", "pointmaze", "antmaze"))
+    prefixes = ("cube", "scene", "puzzle", "pointmaze", "antmaze")
+    # No recipe is published for eight cubes.
+    return spec.suite == "ogbench" and spec.env_name.startswith(prefixes) and spec.env_name != "cube-octuple"
 
 
 def check_collectable(spec: EnvSpec) -> None:
@@ -93,6 +98,39 @@ def check_collectable(spec: EnvSpec) -> None:
 def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path, episodes: int, seed: int) -> pathlib.Path:
     """File of a collected data set. Never the official name: collected data must not be mistaken for official data."""
     return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-episodes-seed{seed}.npz"
+
+
+def check_folder(dataset_dir: pathlib.Path, steps: int = 0) -> None:
+    """Make the folder for data. Raises `UserError` if it cannot be written, or `steps` transitions have no room."""
+    try:
+        dataset_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=dataset_dir) as file:
+            file.write(b"x")
+        free, needed = shutil.disk_usage(dataset_dir).free, steps * BYTES_A_TRANSITION
+    except OSError as error:
+        raise UserError(f"cannot write to --dataset-dir {dataset_dir}: {describe_os_error(error)}") from error
+    if free < needed:
+        problem = f"{free / 1e6:.0f} MB are free, the data may need {needed / 1e6:.0f} MB"
+        raise UserError(f"cannot write to --dataset-dir {dataset_dir}: {problem}")
+
+
+def collect_once(
+    spec: EnvSpec,
+    dataset_dir: pathlib.Path,
+    *,
+    episodes: int | None,
+    val_episodes: int = 0,
+    seed: int = 0,
+    workers: int,
+) -> pathlib.Path:
+    """`collect`, unless the files are there: of several processes one collects, and the others wait for it."""
+    path = collected_path(spec, dataset_dir, episodes or official_size(spec).episodes, seed)
+    check_folder(dataset_dir)
+    with making(path):
+        if path.is_file() and (val_episodes == 0 or path.with_name(f"{path.stem}-val.npz").is_file()):
+            print(f"data: found {path}", flush=True)
+            return path
+        return collect(spec, dataset_dir, episodes=episodes, val_episodes=val_episodes, seed=seed, workers=workers)
 
 
 def collect(
@@ -125,14 +163,10 @@ def collect(
     if episodes < 1 or workers < 1 or seed < 0:
         raise UserError(f"cannot collect {episodes} episodes with {workers} workers and seed {seed}: too small")
     path = collected_path(spec, dataset_dir, episodes, seed)
-    try:
-        dataset_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
-
     total = episodes + val_episodes
     workers = min(workers, total)
     steps = total * size.episode_steps
+    check_folder(dataset_dir, steps)
     print(
         f"collecting {spec.dataset_name}: {total} episodes of {size.episode_steps} steps with {workers} "
         f"{'process' if workers == 1 else 'processes'}, about {_minutes(steps / (workers * TRANSITIONS_A_SECOND))} "
@@ -402,7 +436,7 @@ def main(args: Args) -> None:
         adroit.collect(spec, episodes=args.episodes, seed=args.seed, workers=args.workers)
         return
     episodes = official_size(spec).episodes if args.episodes is None else args.episodes
-    collect(
+    collect_once(
         spec,
         expanded(args.dataset_dir),
         episodes=episodes,

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from common import adroit, collect, minari_data
@@ -14,7 +15,7 @@ from common.arguments import DataSource
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env
 from common.errors import UserError, describe_os_error, expanded
-from common.files import sha256, write_whole
+from common.files import check_archive, making, sha256, write_whole
 from common.replay import Dataset
 
 OFFICIAL_SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
@@ -26,7 +27,7 @@ KNOWN_SHA256 = {
 DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down for weeks at a time
 
 # What NumPy and the zip format raise on truncated or altered files.
-DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 SOURCES = ("official", "mirror", "collected")
 Provenance = dict[str, Any]
@@ -153,38 +154,47 @@ def _locate(
     workers: int,
 ) -> pathlib.Path:
     """The data file, from the first place that has it; each step is announced in one line."""
-    official = dataset_dir / f"{spec.dataset_name}.npz"
-    collected = None
+    official, collected = dataset_dir / f"{spec.dataset_name}.npz", None
     if collect.is_collectable(spec):
         episodes = collect.official_size(spec).episodes if collect_episodes is None else collect_episodes
         collected = collect.collected_path(spec, dataset_dir, episodes, seed=0)
 
-    if source != "collect" and official.is_file():
-        print(f"data: found {official}")
-        return official
-    if source != "download" and collected is not None and collected.is_file():
-        print(f"data: found {collected} (official data instead: --data-source download)")
-        return collected
-    if source != "collect":
-        for name, url in (("official", OFFICIAL_SERVER), ("mirror", MIRROR)):
-            try:
-                return _download(name, f"{url}/{official.name}", official)
-            except _DownloadError as error:
-                print(f"data: {name} {url}: {error}", flush=True)
-        if source == "download":
-            raise UserError(
-                f"could not download {official.name}; put it into {dataset_dir}, or collect it: --data-source collect"
-            )
-    collect.check_collectable(spec)
-    return collect.collect(spec, dataset_dir, episodes=collect_episodes, workers=workers)
+    def find() -> pathlib.Path | None:
+        if source != "collect" and official.is_file():
+            print(f"data: found {official}", flush=True)
+            return official
+        if source != "download" and collected is not None and collected.is_file():
+            print(f"data: found {collected} (official data instead: --data-source download)", flush=True)
+            return collected
+        return None
+
+    if (found := find()) is not None:
+        return found
+    if source == "collect":
+        collect.check_collectable(spec)
+    collect.check_folder(dataset_dir)
+    with making(official):
+        if (found := find()) is not None:
+            return found
+        if source != "collect":
+            for name, url in (("official", OFFICIAL_SERVER), ("mirror", MIRROR)):
+                try:
+                    return _download(spec, name, f"{url}/{official.name}", official)
+                except _DownloadError as error:
+                    print(f"data: {name} {url}: {error}", flush=True)
+            if source == "download":
+                advice = f"put it into {dataset_dir}, or collect it: --data-source collect"
+                raise UserError(f"could not download {official.name}; {advice}")
+        collect.check_collectable(spec)
+        return collect.collect_once(spec, dataset_dir, episodes=collect_episodes, workers=workers)
 
 
 class _DownloadError(Exception):
     pass
 
 
-def _download(source: str, url: str, path: pathlib.Path) -> pathlib.Path:
-    """Download to a temporary file, check it, and rename it into place.
+def _download(spec: EnvSpec, source: str, url: str, path: pathlib.Path) -> pathlib.Path:
+    """Download to a temporary file, check that it is the environment's data, and rename it into place.
 
     Raises:
         _DownloadError: in one line, why there is no file.
@@ -194,16 +204,13 @@ def _download(source: str, url: str, path: pathlib.Path) -> pathlib.Path:
 
     def fetch_and_check(url: str, output_file: str, pup: Any) -> None:
         pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT_S)(url, output_file, pup)
-        with zipfile.ZipFile(output_file) as archive:  # most official files have no published checksum
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile
+        _read_checked(spec, pathlib.Path(output_file))  # most official files have no published checksum
         record = {"source": source, "url": url, "sha256": sha256(pathlib.Path(output_file))}
         text = json.dumps(record, indent=2) + "\n"
         write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
 
     pooch.get_logger().setLevel("ERROR")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(url, KNOWN_SHA256.get(path.name), path.name, path.parent, downloader=fetch_and_check)
         print(f"data: downloaded {url}", flush=True)
     except requests.exceptions.HTTPError as error:
@@ -212,8 +219,8 @@ def _download(source: str, url: str, path: pathlib.Path) -> pathlib.Path:
         raise _DownloadError("no answer in time") from error
     except requests.exceptions.RequestException as error:
         raise _DownloadError(f"no connection ({type(error).__name__})") from error
-    except DAMAGE as error:
-        raise _DownloadError("what arrived is damaged (not the expected file)") from error
+    except (UserError, *DAMAGE) as error:
+        raise _DownloadError("what arrived is damaged, or not the expected data") from error
     except OSError as error:
         raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
     return path
@@ -223,16 +230,38 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     """Read a file in OGBench's format and relabel it with the rewards and masks of one task.
 
     The relabelling is the ogbench package's own: reward = -(number of unmet sub-goals), mask 0 on success, both on the
-    state before the step.
+    state before the step. Rewards and masks that the file has are not used, and it says so.
 
     Raises:
         UserError: the file is damaged, lacks a key, or holds what cannot be this environment's data.
     """
-    env = make_env(spec.gym_id)
-    import ogbench
     from ogbench.relabel_utils import relabel_dataset
 
+    data, env = _read_checked(spec, path)
+    with np.load(path) as file:
+        own = [key for key in ("rewards", "masks") if key in file]
+    if own:
+        print(
+            f"note: {' and '.join(own)} of {path} are not used: those of {spec.name} are computed instead", flush=True
+        )
+    relabel_dataset(spec.gym_id, env, data)
+    env.close()
+    return Dataset(
+        observations=data["observations"],
+        actions=np.clip(data["actions"], -ACTION_BOUND, ACTION_BOUND),
+        rewards=data["rewards"],
+        masks=data["masks"],
+        transitions=np.flatnonzero(data["valids"]).astype(np.int32),
+    )
+
+
+def _read_checked(spec: EnvSpec, path: pathlib.Path) -> tuple[dict[str, np.ndarray], gymnasium.Env]:
+    """The arrays of a file in OGBench's format, and the environment that they were checked against."""
+    env = make_env(spec.gym_id)
+    import ogbench
+
     try:
+        check_archive(path)
         data = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
     except KeyError as error:
         raise UserError(
@@ -273,15 +302,6 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     if data["valids"][-1]:
         raise UserError(f"{path}: the last trajectory does not end (terminals[-1] is false); the file is truncated")
     largest = float(np.abs(data["actions"]).max())
-    if largest > 1:
-        raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:g}")
-
-    relabel_dataset(spec.gym_id, env, data)
-    env.close()
-    return Dataset(
-        observations=data["observations"],
-        actions=np.clip(data["actions"], -ACTION_BOUND, ACTION_BOUND),
-        rewards=data["rewards"],
-        masks=data["masks"],
-        transitions=np.flatnonzero(data["valids"]).astype(np.int32),
-    )
+    if largest > 1 + minari_data.ROUNDING:
+        raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:.9g}")
+    return data, env

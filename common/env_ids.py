@@ -5,6 +5,8 @@ Pure Python and quick to import, so that a misspelt name is answered at once.
 
 import dataclasses
 import difflib
+import os
+import pathlib
 import re
 from typing import Literal
 
@@ -15,9 +17,9 @@ OGBENCH_DATASET_TYPES: dict[str, tuple[str, ...]] = {  # environment -> data set
     **{f"pointmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant", "teleport")},
     **{f"antmaze-{maze}": ("navigate", "stitch", "explore") for maze in ("medium", "large", "teleport")},
     "antmaze-giant": ("navigate", "stitch"),
-    **{f"humanoidmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant")},
+    **{f"humanoidmaze-{maze}": ("navigate", "stitch") for maze in ("medium", "large", "giant", "teleport")},
     **{f"antsoccer-{arena}": ("navigate", "stitch") for arena in ("arena", "medium")},
-    **{f"cube-{number}": MANIPULATION for number in ("single", "double", "triple", "quadruple")},
+    **{f"cube-{number}": MANIPULATION for number in ("single", "double", "triple", "quadruple", "octuple")},
     "scene": MANIPULATION,
     **{f"puzzle-{size}": MANIPULATION for size in ("3x3", "4x4", "4x5", "4x6")},
 }
@@ -122,8 +124,18 @@ def resolve(env_id: str) -> EnvSpec:
             f"--env-id {env_id}: {env_name} has no data set type '{dataset_type}'; it has {', '.join(dataset_types)}"
         )
 
+    if (minari_root() / env_id / "data").is_dir():  # a data set of one's own, without a namespace
+        return EnvSpec("d4rl", env_id, env_id, env_id)
+    if match := re.fullmatch(r"(hopper|halfcheetah|walker2d|ant)-([a-z-]+)(-v\d+)?", env_id):
+        minari_id = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
+        raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {minari_id}")
     nearest = difflib.get_close_matches(env_id, known_names(), n=4, cutoff=0.5) or ["cube-double", "pen-human"]
     raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
+
+
+def minari_root() -> pathlib.Path:
+    """Where Minari keeps its data sets."""
+    return pathlib.Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
 
 
 def known_names() -> list[str]:

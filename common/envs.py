@@ -98,8 +98,9 @@ class EvaluationEnv(gymnasium.Wrapper):
         """Take a step."""
         with self._own_random_numbers():
             observation, reward, terminated, truncated, info = self.env.step(action)
-        if "success" in info:
-            self._success = np.fmax(self._success, float(info["success"]))
+        success = info.get("success", info.get("is_success"))  # the latter of Fetch, and of many others
+        if success is not None:
+            self._success = np.fmax(self._success, float(success))
         terminated = bool(terminated or (self.ends_at_success and self._success == 1))
         return flatten_observation(observation), float(reward), terminated, truncated, {"success": self._success}
 
@@ -245,3 +246,11 @@ def make_evaluation_env(spec: EnvSpec, dataset_path: pathlib.Path | None = None,
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
         return EvaluationEnv(env, ends_at_success=minari_data.ends_at_success(dataset_path))
     return EvaluationEnv(make_env(spec.gym_id, **kwargs))
+
+
+def make_film_env(spec: EnvSpec, dataset_path: pathlib.Path | None, size: int) -> EvaluationEnv:
+    """`make_evaluation_env` that renders, `size` pixels wide and high if it lets one choose."""
+    try:
+        return make_evaluation_env(spec, dataset_path, render_mode="rgb_array", width=size, height=size)
+    except (TypeError, UserError):
+        return make_evaluation_env(spec, dataset_path, render_mode="rgb_array")

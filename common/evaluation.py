@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from common import machine, minari_data
 from common.arguments import RunArgs, check_alone, for_evaluation
 from common.env_ids import EnvSpec
-from common.envs import ExplorationEnvs, make_evaluation_env, make_evaluation_lanes
+from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
 from common.errors import UserError
 from common.progress import describe
 from common.replay import Batch
@@ -42,6 +42,17 @@ Policy = Callable[
 ]
 Results = list[dict[str, float]]  # of each seed
 Act = Callable[[Any, Float[Array, " o"], Key[Array, ""]], Float[Array, " a"]]  # of parameters: one action
+
+
+class Workers(AsyncVectorEnv):
+    """Its own way to close first waits for the answer to a step that is under way, even of a process that died."""
+
+    def close_extras(self, **_: object) -> None:
+        """End all processes."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
 
 
 class Evaluator:
@@ -159,12 +170,21 @@ class Evaluator:
         envs = self.start()
         return envs.observation_space.shape[-1], envs.action_space.shape[-1]
 
-    def film(self, policy: Policy, path: pathlib.Path, *, episodes: int = 3, size: int = 256) -> None:
-        """Write the first episodes of the first seed to a video.
+    def film(
+        self,
+        policy: Policy,
+        path: pathlib.Path,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        episodes: int = 3,
+        size: int = 256,
+    ) -> None:
+        """Write the first episodes of the first seed to a video, about 25 frames a second at the episodes' own pace.
 
         Args:
             policy: of one seed.
             path: file; its name says the format (.mp4, .gif).
+            should_stop: asked after each step; if so, nothing is written.
             episodes: how many.
             size: width and height in pixels.
 
@@ -177,16 +197,14 @@ class Evaluator:
         if sys.platform == "linux":
             os.environ.setdefault("MUJOCO_GL", "egl")
         gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
-        make = functools.partial(
-            make_evaluation_env, self.spec, self.dataset_path, render_mode="rgb_array", width=size, height=size
-        )
+        make = functools.partial(make_film_env, self.spec, self.dataset_path, size)
         is_gif, frames = path.suffix == ".gif", []
         try:
-            env = AsyncVectorEnv([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-            with contextlib.closing(env):
+            env = Workers([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+            with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
                 fps = env.metadata.get("render_fps", 20)
-                # A GIF stores every pixel that changes: half of the frames will do, and about 25 a second.
-                stride = max(2, round(fps / 25)) if is_gif else 1
+                # Rendering in software takes longer than all the rest. A GIF stores every pixel that changes, too.
+                stride = max(2 if is_gif else 1, round(fps / 25))
                 for episode in range(min(episodes, len(self.episode_seeds[0]))):
                     observations, _ = env.reset(seed=self.episode_seeds[0][episode])
                     time_step, over = 0, False
@@ -196,15 +214,18 @@ class Evaluator:
                         actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
                         observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
                         time_step, over = time_step + 1, (terminated | truncated).all()
+                        progress.update()
+                        if should_stop():
+                            return
                     frames.append(env.call("render")[0])  # what it ended with
         except Exception as error:  # of whatever kind the graphics library of the machine raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
-                f"--video: this machine does not render ({type(error).__name__}); it needs EGL, or OSMesa and "
-                "MUJOCO_GL=osmesa"
+                f"--video: filming fails here ({reason}); MuJoCo needs EGL, or OSMesa and MUJOCO_GL=osmesa"
             ) from error
         try:
             hundredths = round(100 * stride / fps)  # a GIF's unit of time
-            options = {"loop": 0, "duration": 10 * hundredths} if is_gif else {"fps": fps}
+            options = {"loop": 0, "duration": 10 * hundredths} if is_gif else {"fps": fps / stride}
             iio.imwrite(path, np.stack(frames), **options)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error
@@ -221,7 +242,7 @@ class Evaluator:
                 self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
             else:  # spawned, so that no worker inherits JAX's threads or touches the accelerator
                 with starting_workers():
-                    self._envs = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+                    self._envs = Workers(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         return self._envs
 
     def lanes_of_workers(self) -> list[list[list[int]]]:
@@ -232,14 +253,7 @@ class Evaluator:
 
     def close(self) -> None:
         """End the worker processes."""
-        if isinstance(self._envs, AsyncVectorEnv):
-            # Its own `close` would first wait for the answer to a step that is under way, even of a process that died.
-            for process in self._envs.processes:
-                process.terminate()
-            for process in self._envs.processes:
-                process.join()
-            self._envs.closed = True
-        elif self._envs is not None:
+        if self._envs is not None:
             self._envs.close()
         self._envs = None
 
@@ -379,16 +393,16 @@ def evaluate_run(
     with contextlib.closing(evaluator), StopSignals() as stop:
         init = functools.partial(init_state, args, *evaluator.dimensions())
         like = Checkpoint(jax.eval_shape(init, jax.random.key(0)))
-        step = runs.last_common_step(like)
+        step, checkpoint = runs.read_newest(like)
         if step == 0:
             raise UserError(f"{run.path} has no checkpoint yet")
         policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
-        policy = policies(runs.read(step, like).state.params)
+        policy = policies(checkpoint.state.params)
         results = evaluator(policy, stop.requested)
         if results is None:
             return [Outcome(run.path, step, None)]
         episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
         print(f"after update {step:,}, {episodes}: {describe(results[0])}")
         if video is not None and not stop.requested():
-            evaluator.film(policy, video)
+            evaluator.film(policy, video, stop.requested)
     return [Outcome(run.path, step, results[0][score_metric(results)])]

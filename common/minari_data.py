@@ -32,6 +32,7 @@ REFERENCE_SCORES = {
 }
 INSTALL = 'pip install "minari[hdf5,hf]" "gymnasium-robotics<=1.4.2"'
 ONLINE_TIMEOUT_S = 5
+ROUNDING = 1e-4  # how far beyond 1 actions may lie: a sum in float32, not another unit
 # What HDF5, JSON and Minari raise on damaged files.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 
@@ -211,8 +212,9 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
             for name, array in (("observations", observations), ("actions", actions), ("rewards", rewards)):
                 if not np.isfinite(array).all():
                     raise UserError(f"{path}: NaN or infinity in {name} of episode {number}")
-            if np.abs(actions).max(initial=0) > 1:
-                raise UserError(f"{path}: actions must lie in [-1, 1], episode {number} has {np.abs(actions).max():g}")
+            if np.abs(actions).max(initial=0) > 1 + ROUNDING:
+                largest = f"{np.abs(actions).max():.9g}"
+                raise UserError(f"{path}: actions must lie in [-1, 1], episode {number} has {largest}")
             parts["observations"].append(observations[: length + 1])
             for name, array in (("actions", actions), ("rewards", rewards), ("masks", masks)):
                 # The last row is only a successor: what stands there is never read.
@@ -275,9 +277,20 @@ def make_env(path: pathlib.Path, **kwargs: Any) -> gymnasium.Env:
         with warnings.catch_warnings():
             # Trap: AntMaze v4 is called out of date, but v5 adds contact forces.
             warnings.filterwarnings("ignore", message=".*is out of date")
-            return dataset.recover_environment(eval_env=has_own, **changes)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
+            env = dataset.recover_environment(eval_env=has_own, **changes)
+    except Exception as error:  # of whatever kind its constructor, a wrapper or a renderer raises
         raise UserError(f"{path}: its environment cannot be made here ({_first_line(error)})") from error
+    if env.spec is not None and env.spec.max_episode_steps is None:
+        # An environment may truncate by itself; then the data shows after how many steps.
+        lengths = [len(episode) for episode in dataset.iterate_episodes() if episode.truncations[-1]]
+        if not lengths:
+            env.close()
+            problem = (
+                "its environment has no time limit, and no episode of its data is truncated: evaluation may not end"
+            )
+            raise UserError(f"{path}: {problem}; register it with max_episode_steps, and make the data set anew")
+        env = gymnasium.wrappers.TimeLimit(env, max(lengths))
+    return env
 
 
 def umaze_evaluation_map(dataset: Any) -> list[list[Any]]:

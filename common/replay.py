@@ -20,7 +20,8 @@ class Dataset(eqx.Module):
     """Trajectories laid end to end, every observation stored once.
 
     Row t + 1 is the successor of row t inside a trajectory. The last row of a trajectory is only a successor: it starts
-    no transition. `rewards` and `masks` belong to the row's state (ogbench >= 1.2.0).
+    no transition, and what it has beside its observation is never read (of Minari's sets it is zeros, added after the
+    last step of each episode). `rewards` and `masks` belong to the row's state (ogbench >= 1.2.0).
     """
 
     observations: Float[Array | np.ndarray, "rows observation"]

@@ -1,27 +1,31 @@
 """A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds")."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
-import fcntl
 import io
 import json
 import os
 import pathlib
+import shutil
+import sys
 import time
 import uuid
+from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from common import checkpoints
+from common import checkpoints, minari_data
 from common.arguments import Args, in_their_types
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
-from common.files import write_whole
+from common.files import holder_of, try_lock, write_whole
 from common.machine import describe_device
 
+DATASET_DIR = "~/.ogbench/data"
 TABLES = ("train", "eval", "time", "exploration")
 HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
 SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
@@ -85,14 +89,18 @@ class RunDirectory:
             "seeds_together": seeds_together,
             "id": uuid.uuid4().hex,  # of the run wherever its folder goes, for Weights & Biases
         }
-        check_vacant(path)
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        run = RunDirectory(path, json.loads(text))
         try:
             path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(config, indent=2, default=str) + "\n"
+            run._locked()
+            check_vacant(path)  # only now: of two that start at once, the second sees the run of the first
             write_whole(path / "config.json", lambda temporary: temporary.write_text(text))
+        except FileExistsError as error:
+            raise UserError(f"--run-dir {path} is not a folder") from error
         except OSError as error:
             raise UserError(f"cannot write the run directory: {describe_os_error(error)}") from error
-        return RunDirectory(path, json.loads(text))._locked()
+        return run
 
     @staticmethod
     def open(path: pathlib.Path, algorithm: str, *, lock: bool = True) -> "RunDirectory":
@@ -108,23 +116,27 @@ class RunDirectory:
         if lock:
             run._locked()
         if (path / "eval.csv").exists():
-            rows = read_table(path / "eval.csv", until_damage=True)
+            rows = read_table(path / "eval.csv", at_damage="skip")
             run.evaluations = {int(row["step"]): row for row in rows}
         return run
 
     def _locked(self) -> "RunDirectory":
         """Keep other processes out of the folder as long as this one lives."""
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{self.path} is in use by another process") from error
+        self._lock = try_lock(self.path / ".lock")
+        if self._lock is None:
+            raise UserError(f"{self.path} is in use by {holder_of(self.path / '.lock')}")
         return self
 
     @property
     def dataset_path(self) -> pathlib.Path:
-        """The data file that the run was started on."""
-        return pathlib.Path(self.config["dataset"]["path"])
+        """The data that the run was started on, or, where it has moved, would be found today (`check_data` decides)."""
+        path = pathlib.Path(self.config["dataset"]["path"])
+        if self.config["environment"]["suite"] == "d4rl":
+            folders = [minari_data.local_path(self.config["environment"]["name"])] if not path.exists() else []
+        else:
+            dataset_dir = self.config["args"].get("dataset_dir", DATASET_DIR)
+            folders = [pathlib.Path(folder).expanduser() / path.name for folder in (dataset_dir, DATASET_DIR)]
+        return next((place for place in (path, *folders) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:
         """The arguments that the run was started with.
@@ -159,12 +171,24 @@ class RunDirectory:
         evaluation is made up for.
         """
         for table in TABLES:
-            if (self.path / f"{table}.csv").exists():
-                with (self.path / f"{table}.csv").open("rb+") as file:
+            path = self.path / f"{table}.csv"
+            if path.exists():
+                with self._writing(path), path.open("rb+") as file:
                     os.fsync(file.fileno())
-        path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
+        with self._writing(self.path / "checkpoints"):
+            path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
         self._saved_at, self.saved_step = time.monotonic(), step
         return path
+
+    @contextlib.contextmanager
+    def _writing(self, path: pathlib.Path) -> Iterator[None]:
+        """Turn a full disk into a line that says how to go on."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            go_on = f"nothing before is lost, {self.last_good()}; when there is room: --resume {self.path}"
+            raise UserError(f"cannot write: {describe_os_error(error)}; {go_on}") from error
 
     def _due_checkpoints(self) -> list[int]:
         return [step for step in self.checkpoint_steps() if self.is_due(step)]
@@ -202,26 +226,46 @@ class RunDirectory:
             path = self.path / f"{table}.csv"
             if not path.exists():
                 continue
-            rows = [row for row in read_table(path, until_damage=True) if row["step"] <= step]
+            rows = [row for row in read_table(path, at_damage="skip") if row["step"] <= step]
+            if table == "eval":
+                self.evaluations = {int(row["step"]): row for row in rows}
+            lost = sorted(self._due_rows(table, step) - {int(row["step"]) for row in rows})
+            if lost:
+                kept = path.with_name(f"{table}-damaged-{time.time_ns()}.csv")
+                shutil.copyfile(path, kept)
+                steps = ", ".join(map(str, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+                problem = f"{path} is damaged: the rows after updates {steps} cannot be read, and are lost"
+                print(f"warning: {problem}; the file as it was: {kept}", file=sys.stderr, flush=True)
             text = io.StringIO()
             if rows:
                 _write_rows(text, rows, header=True)
             write_whole(path, lambda temporary, text=text: temporary.write_text(text.getvalue()))
-            if table == "eval":
-                self.evaluations = {int(row["step"]): row for row in rows}
             if table == "time" and rows:
                 self.seconds = rows[-1]["time/seconds"]
+
+    def _due_rows(self, table: str, step: int) -> set[int]:
+        """Updates after which a table has a row for sure: a checkpoint after `step` was written later.
+
+        Evaluations whose checkpoint is still there may be under way, or are made again.
+        """
+        args = self.config["args"]
+        start, interval = 0, args["eval_interval" if table == "eval" else "log_interval"]
+        ends = {args["offline_steps"], args["offline_steps"] + args["online_steps"]}
+        if table == "exploration":
+            start = args["offline_steps"]
+        due = {end for end in {*range(interval, step + 1, interval), *ends} if start < end <= step}
+        return due - set(self.checkpoint_steps()) if table == "eval" else due
 
     def log(self, table: str, row: Row) -> None:
         """Append one row, in which `step` is the number of updates so far.
 
         Raises:
-            OSError: the disk is full.
+            UserError: the disk is full.
         """
         if table == "eval":
             self.evaluations[int(row["step"])] = row
         path = self.path / f"{table}.csv"
-        with path.open("a", newline="") as file:
+        with self._writing(path), path.open("a", newline="") as file:
             _write_rows(file, [row], header=file.tell() == 0)
             if table == "eval":  # the checkpoint that it was made from may go now
                 file.flush()
@@ -291,19 +335,23 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: not a run directory ({describe_os_error(error)})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: config.json is damaged ({error!r})") from error
+        raise UserError(f"{path}: config.json is damaged ({type(error).__name__}: {str(error)[:200]})") from error
     return config
 
 
 def check_vacant(path: pathlib.Path) -> None:
-    """Raises `UserError` if a new run cannot take this folder."""
+    """Raises `UserError` if a new run cannot take this folder.
+
+    It can have what a run leaves that was killed before its first row: a lock, a config, nothing learned.
+    """
     if not path.exists():
         return
     if not path.is_dir():
         raise UserError(f"--run-dir {path} is not a folder")
-    if (path / "config.json").exists():
+    names = {entry.name for entry in path.iterdir() if entry.name != ".lock" and not entry.name.startswith(".tmp-")}
+    if "config.json" in names and names != {"config.json"}:
         raise UserError(f"{path} holds a run; name another --run-dir, or go on with it: --resume {path}")
-    if any(path.iterdir()):
+    if names - {"config.json"}:
         raise UserError(f"{path} is not empty; name another --run-dir")
 
 
@@ -320,24 +368,27 @@ def import_wandb() -> Any:
     return wandb
 
 
-def read_table(path: pathlib.Path, *, until_damage: bool = False) -> list[Row]:
+def read_table(path: pathlib.Path, *, at_damage: Literal["raise", "skip", "stop"] = "raise") -> list[Row]:
     """The complete rows of a CSV file; the half-written last line of a killed run is left out.
 
     Args:
         path: CSV file with a column `step`.
-        until_damage: stop before the first damaged row (what a power cut leaves) instead of raising.
+        at_damage: leave damaged rows out (what a power cut leaves), or stop before the first, instead of raising.
 
     Raises:
         UserError: a row is damaged.
     """
-    text = path.read_text(errors="replace")
+    header, *lines = path.read_text(errors="replace").split("\n")[:-1] or [""]
     rows: list[Row] = []
-    try:
-        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-            rows.append({"step": int(row["step"])} | {name: float(row[name]) for name in row if name != "step"})
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        if not until_damage:
-            raise UserError(f"{path}: row {len(rows) + 1} is damaged ({error})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = dict(zip(header.split(","), line.split(","), strict=True))
+            rows.append({"step": int(row.pop("step"))} | {name: float(value) for name, value in row.items()})
+        except (KeyError, ValueError) as error:
+            if at_damage == "raise":
+                raise UserError(f"{path}: row {number} is damaged ({error})") from error
+            if at_damage == "stop":
+                break
     return rows
 
 

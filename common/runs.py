@@ -6,6 +6,7 @@ import datetime
 import pathlib
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -216,6 +217,16 @@ class Runs:
         """The checkpoints after update `step`, as NumPy arrays in the structure of `like`, [seeds, ...]."""
         return _stack([run.restore(step, like) for run in self._runs])
 
+    def read_newest(self, like: Any) -> tuple[int, Any]:
+        """`last_common_step` and what was saved there; 0 and None if there is no checkpoint.
+
+        Of a run that is training, a checkpoint may be pruned between the two: then there is a newer one.
+        """
+        while (step := self.last_common_step(like)) > 0:
+            with contextlib.suppress(FileNotFoundError):
+                return step, self.read(step, like)
+        return 0, None
+
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the runs go on: it will be logged again, the same."""
         for run in self._runs:
@@ -303,7 +314,8 @@ def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: S
     """The folders of new runs, one a seed: PATH itself, or PATH/seed0, PATH/seed1, .. where there are several seeds.
 
     Args:
-        path: the folder that was asked for; runs/ALGORITHM-ENV-seedSEED-DATE-TIME if None.
+        path: the folder that was asked for; runs/ALGORITHM-ENV-seedSEED-DATE-TIME-XXXXXX if None, with six random
+            digits: jobs of a loop start in the same second.
         algorithm: 'drol' or 'fql'.
         spec: environment.
         seeds: seeds.
@@ -312,7 +324,7 @@ def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: S
         UserError: there is something at one of these paths already, or it cannot be written.
     """
     if path is None:
-        now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         paths = [pathlib.Path("runs") / f"{algorithm}-{spec.short_name}-seed{seed}-{now}" for seed in seeds]
     else:
         paths = [path] if len(seeds) == 1 else [path / f"seed{seed}" for seed in seeds]

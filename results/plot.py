@@ -239,7 +239,8 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in lines)
     foot = 0.125 * (caption.count("\n") + 1) + 0.1
     handles = len(comparison.methods) + 1
-    legend_columns = handles if max(map(len, comparison.methods)) < 40 else 1
+    longest = max(len(_with_seeds(method, comparison)) for method in comparison.methods)
+    legend_columns = min(handles, max(1, int(width / (0.06 * longest + 0.6))))  # inches: letters of 8 points, a handle
     height = PANEL[1] * len(mosaic) + foot + 0.22 * math.ceil(handles / legend_columns)
     figure = plt.figure(figsize=(width, height), layout="constrained")
     graphs, text = figure.subfigures(2, 1, height_ratios=[height - foot, foot])

@@ -260,7 +260,7 @@ def _read_table(path: pathlib.Path, name: str, table: str, notes: list[str]) -> 
         return run_directory.read_table(file)
     except UserError as error:
         notes.append(f"only what comes before the damage is used: {str(error).replace(str(path), name)}")
-        return run_directory.read_table(file, until_damage=True)
+        return run_directory.read_table(file, at_damage="stop")
     except OSError as error:
         raise UserError(f"{name}: {describe_os_error(error)}") from error
 

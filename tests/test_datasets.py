@@ -4,11 +4,15 @@ import functools
 import http.server
 import json
 import pathlib
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import ogbench
 import pytest
+from conftest import REPOSITORY
 
 from common import datasets
 from common.env_ids import resolve
@@ -97,6 +101,34 @@ def test_unsound_data_is_refused(cube_file, tmp_path, change, message):
         datasets.read_ogbench(CUBE, path)
 
 
+def test_actions_that_exceed_their_bounds_by_rounding_are_clipped(cube_file, tmp_path):
+    actions = np.load(cube_file)["actions"]
+    data = datasets.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1 + 1e-6)))
+    assert np.abs(data.actions).max() <= 1
+    with pytest.raises(UserError, match=r"the largest is 1\.0002"):
+        datasets.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1.0002)))
+
+
+def test_rewards_of_ones_own_are_not_used_and_it_is_said(cube_file, tmp_path, capsys):
+    path = altered(cube_file, tmp_path, rewards=np.full(2002, 7.0), masks=np.zeros(2002))
+    np.testing.assert_array_equal(
+        datasets.read_ogbench(CUBE, path).rewards, datasets.read_ogbench(CUBE, cube_file).rewards
+    )
+    assert f"note: rewards and masks of {path} are not used" in capsys.readouterr().out
+
+
+def test_no_flipped_bit_of_an_arrays_header_is_read(cube_file, tmp_path):
+    path = altered(cube_file, tmp_path)
+    content = bytearray(path.read_bytes())
+    header = content.index(b"\x93NUMPY")
+    for bit in range(0, 8 * 128, 7):
+        content[header + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        content[header + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(UserError, match="damaged or not an npz file"):
+            datasets.read_ogbench(CUBE, path)
+
+
 def test_damaged_files_are_refused(cube_file, tmp_path):
     whole = cube_file.read_bytes()
     flipped = bytearray(whole)
@@ -177,6 +209,52 @@ def test_a_damaged_download_never_takes_the_name_and_collection_follows(servers,
     assert not (tmp_path / "d" / name).exists()
     assert capfd.readouterr().out.count("is damaged") == 2
     assert locate(tmp_path / "d") == origin  # found, not collected again
+    assert "collecting" not in capfd.readouterr().out
+
+
+def test_a_zip_that_is_not_the_environments_data_never_takes_its_name(
+    servers, cube_file, pointmaze_file, tmp_path, capfd
+):
+    name = "pointmaze-medium-navigate-v0.npz"
+    np.savez(servers[0] / name, page=np.zeros(3))
+    (servers[1] / name).write_bytes(cube_file.read_bytes())
+    assert locate(tmp_path / "d")["source"] == "collected"
+    assert not (tmp_path / "d" / name).exists()
+    assert capfd.readouterr().out.count("not the expected data") == 2
+
+
+LOAD = """
+import pathlib, sys
+from common import datasets
+from common.env_ids import resolve
+datasets.OFFICIAL_SERVER = datasets.MIRROR = "http://127.0.0.1:9"
+if __name__ == "__main__":
+    spec, folder = resolve("pointmaze-medium"), pathlib.Path(sys.argv[1])
+    options = {"source": "auto", "collect_episodes": 1, "collect_workers": 1}
+    print(datasets.load(spec, dataset_path=None, dataset_dir=folder, **options)[1]["sha256"])
+"""
+
+
+def test_of_several_processes_one_collects_and_the_others_use_it(tmp_path):
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, tmp_path / "d"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    outs = [job.communicate(timeout=120)[0] for job in jobs]
+    assert len({out.splitlines()[-1] for out in outs}) == 1
+    assert sum("collecting" in out for out in outs) == 1
+    assert sum("found" in out for out in outs) == 2
+
+
+def test_a_folder_without_room_is_noticed_before_anything_is_collected(tmp_path, monkeypatch, capfd):
+    with pytest.raises(UserError, match="cannot write to --dataset-dir /proc/nowhere"):
+        locate(pathlib.Path("/proc/nowhere"), source="collect")
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match="0 MB are free, the data may need 0 MB"):
+        locate(tmp_path, source="collect")
     assert "collecting" not in capfd.readouterr().out
 
 

@@ -101,6 +101,21 @@ def test_any_other_text_is_an_error_in_one_line(text):
         assert spec.suite == "d4rl" or text.startswith(spec.env_name)
 
 
+def test_minaris_names_without_a_namespace_are_its_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no such environment"):
+        resolve("mcar-plain-v0")
+    (tmp_path / "mcar-plain-v0" / "data").mkdir(parents=True)
+    assert resolve("mcar-plain-v0").name == "mcar-plain-v0"
+    with pytest.raises(UserError, match="another: mujoco/hopper/medium-v0"):
+        resolve("hopper-medium-v2")
+
+
+def test_every_environment_of_the_package_has_a_name():
+    single = {name for name in gymnasium.registry if name.endswith("-singletask-v0") and "visual" not in name}
+    assert single == {f"{env_name}-singletask-v0" for env_name in OGBENCH_DATASET_TYPES}
+
+
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(UserError, match=r"cube-dubble: no such environment.*cube-double"):
         resolve("cube-dubble")

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import types
+import unittest.mock
 
 import gymnasium
 import jax
@@ -19,6 +20,7 @@ from common.envs import EpisodeLanes, EvaluationEnv, make_env, make_evaluation_e
 from common.errors import UserError
 from common.evaluation import Evaluations, Evaluator
 from common.seeds import Seeds
+from common.session import Session
 
 POINTMAZE = resolve("pointmaze-medium")
 
@@ -131,6 +133,16 @@ def test_environments_of_one_process_do_not_share_random_numbers():
     assert len(np.unique(together)) == 12
 
 
+def test_success_has_two_names():
+    class Fetch(Lottery):
+        def step(self, action):
+            return *super().step(action)[:4], {"is_success": np.float32(1)}
+
+    env = EvaluationEnv(Fetch())
+    env.reset(seed=0)
+    assert env.step(np.zeros(1))[4] == {"success": 1}
+
+
 def test_lanes_begin_their_next_episode_by_themselves():
     def make():
         return EvaluationEnv(make_env(POINTMAZE.gym_id, max_episode_steps=3))
@@ -196,13 +208,11 @@ def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_sessio
         dataset_path=None,
         log_evaluation=lambda step, results: logged.append((step, results)) or results,
     )
-    session = types.SimpleNamespace(
-        args=types.SimpleNamespace(eval_episodes=2, eval_workers=1),
-        runs=runs,
-        seeds=Seeds([0]),
-        stop_requested=lambda: False,
-        progress=types.SimpleNamespace(report_evaluation=lambda step, results: None),
-    )
+    session = unittest.mock.create_autospec(Session, instance=True)
+    session.args = types.SimpleNamespace(eval_episodes=2, eval_workers=1)
+    session.runs, session.seeds = runs, Seeds([0])
+    session.stop_requested.return_value = False
+    session.progress = types.SimpleNamespace(report_evaluation=lambda step, results: None)
     evaluations = Evaluations(session, act)
     evaluations.log_finished(wait=True)  # of none
     evaluations.begin(7, {"w": jnp.zeros((1, 1))})

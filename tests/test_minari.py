@@ -6,6 +6,7 @@ import math
 import pathlib
 import shutil
 import warnings
+from typing import ClassVar
 
 import gymnasium
 import h5py
@@ -354,13 +355,56 @@ def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(folder, tm
         try:
             evaluator.film(policy, tmp_path / "film.mp4", size=64)
         except UserError as error:
-            assert str(error).startswith("--video: this machine does not render")
+            assert str(error).startswith("--video: filming fails here")
             return
         film = imageio.imread(tmp_path / "film.mp4")
         (result,) = evaluator(policy)
-        assert film.shape == (2 * result["evaluation/length"] + 2, 64, 64, 3)  # with the states after the last steps
+        # Hopper's 125 a second; 25 will do, and the states after the last steps.
+        assert abs(len(film) - (2 * result["evaluation/length"] / 5 + 2)) <= 2
+        assert film.shape[1:] == (64, 64, 3)
         assert film[0].std() > 5  # there is something to be seen
         assert np.abs(film[-1] - film[0].astype(float)).max() > 50  # and it moves
+
+
+class Choosy(gymnasium.Env):
+    """Takes no size, has no time limit, and raises whatever it is asked to."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 25}
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, render_mode=None, error=None):
+        self.render_mode = render_mode
+        if error is not None:
+            raise error
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), AssertionError("a"), RuntimeError("a"), AttributeError("a")])
+def test_whatever_an_environment_fails_with_is_one_line(folder, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(minari_data.import_minari().MinariDataset, "recover_environment", fail)
+    with pytest.raises(UserError, match=f"cannot be made here \\({type(error).__name__}: a\\)"):
+        minari_data.make_env(folder / "toys/hopper/random-v0")
+
+
+def test_an_environment_without_a_time_limit_takes_that_of_the_data_or_is_refused(folder, monkeypatch):
+    gymnasium.register("Choosy-v0", Choosy)
+    dataset = minari_data.import_minari().MinariDataset
+    monkeypatch.setattr(dataset, "recover_environment", lambda *args, **kwargs: gymnasium.make("Choosy-v0"))
+    with pytest.raises(UserError, match=r"no time limit.*max_episode_steps"):
+        minari_data.make_env(folder / "toys/hopper/random-v0")  # all of its episodes end by falling
+    env = minari_data.make_env(folder / "D4RL/pen/human-v2")
+    env.reset()
+    steps = [env.step(np.zeros(1))[3] for _ in range(150)]
+    assert (steps.index(True), sum(steps)) == (149, 1)
 
 
 def test_a_way_of_rendering_that_is_not_there_is_one_line(tmp_path, cube_file):

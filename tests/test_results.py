@@ -15,11 +15,11 @@ sys.path.insert(0, str(REPOSITORY / "results"))
 
 import plot
 import published
-import runs
 import table
 
 import drol
 import fql
+import runs
 from common import envs, run_directory
 from common.env_ids import resolve
 from common.errors import UserError
@@ -254,6 +254,19 @@ def test_nothing_to_show_is_one_line(tmp_path):
     assert "nothing to show" in result.stderr
     with pytest.raises(UserError, match="not a run directory"):
         runs.read([tmp_path])
+
+
+def test_the_legend_stays_within_the_figure(tmp_path):
+    paths = [
+        write_run(tmp_path / "k16", num_candidates=16),
+        write_run(tmp_path / "star", num_candidates=4, bc_coef=0.03),
+        write_run(tmp_path / "fql", algorithm="fql"),
+    ]
+    figure = plot.draw(runs.read(paths), "updates")
+    figure.canvas.draw()
+    (legend,) = (legend for part in figure.subfigs for legend in part.legends)
+    left, right = legend.get_window_extent().intervalx
+    assert 0 <= left < right <= figure.bbox.width
 
 
 def test_single_seeds_have_no_interval_and_several_tasks_have_statistics(tmp_path, capsys):

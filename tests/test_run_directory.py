@@ -11,20 +11,24 @@ import pytest
 from toys import completed
 
 import drol
-from common import checkpoints
+from common import checkpoints, files, run_directory
 from common.env_ids import resolve
 from common.errors import UserError
-from common.run_directory import RunDirectory, read_table, score_metric
+from common.run_directory import RunDirectory, read_config, read_table, score_metric
 from common.runs import Checkpoint, Runs
 from common.seeds import Seeds
 
 
-@pytest.fixture
-def run(tmp_path) -> RunDirectory:
+def create(path: pathlib.Path) -> RunDirectory:
     spec = resolve("cube-single")
     args, origins = completed(drol, drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")))
     provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-    return RunDirectory.create(tmp_path / "run", "drol", spec, args, origins, provenance, [0])
+    return RunDirectory.create(path, "drol", spec, args, origins, provenance, [0])
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return create(tmp_path / "run")
 
 
 def reopen(run: RunDirectory) -> RunDirectory:
@@ -46,10 +50,13 @@ def test_arguments_survive_the_config(run):
 
 
 def test_what_is_not_a_run_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="in use by another process"):
-        RunDirectory.open(run.path, "drol")
+    for start in (lambda: RunDirectory.open(run.path, "drol"), lambda: create(run.path)):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "):
+            start()
+    run.log("train", {"step": 1, "critic/loss": 1.0})
+    run._lock.close()
     with pytest.raises(UserError, match="holds a run"):
-        RunDirectory.create(run.path, "drol", resolve("scene"), drol.Args(), {}, {}, [0])
+        create(run.path)
     with pytest.raises(UserError, match=r"a run of drol\.py, not of fql\.py"):
         RunDirectory.open(run.path, "fql")
     for folder in (tmp_path / "nothing", tmp_path):
@@ -58,6 +65,33 @@ def test_what_is_not_a_run_is_refused(run, tmp_path):
     (run.path / "config.json").write_text('{"algorithm": "drol"')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         RunDirectory.open(run.path, "drol")
+    (run.path / "config.json").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(UserError, match=r"config\.json is damaged") as refused:
+        RunDirectory.open(run.path, "drol")
+    assert len(str(refused.value)) < 400
+
+
+def test_a_run_that_was_killed_before_its_first_row_makes_room_for_the_next(run, tmp_path):
+    run._lock.close()
+    (run.path / ".tmp-config.json").write_text("half of it")
+    again = create(run.path)
+    assert read_config(run.path)["id"] == again.config["id"] != run.config["id"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".lock").touch()
+    create(tmp_path / "killed")
+
+
+def test_a_folder_is_taken_before_its_settings_are_written(tmp_path, monkeypatch):
+    def write_while_another_starts(path, write):
+        monkeypatch.setattr(run_directory, "write_whole", files.write_whole)
+        with pytest.raises(UserError, match="in use by process"):
+            create(tmp_path / "run")
+        assert not path.exists()
+        files.write_whole(path, write)
+
+    monkeypatch.setattr(run_directory, "write_whole", write_while_another_starts)
+    run = create(tmp_path / "run")
+    assert read_config(run.path) == run.config
 
 
 def test_another_versions_arguments_are_named(run):
@@ -93,7 +127,7 @@ def test_rewinding_drops_later_rows_and_half_a_row(run):
     assert (run.path / "train.csv").read_text() == "".join(as_it_was.splitlines(keepends=True)[:2])
 
 
-def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
+def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run, capsys):
     for step in (10, 20):
         run.log("train", {"step": step, "critic/loss": 1.0})
         run.save(step, TREE)
@@ -104,9 +138,32 @@ def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run):
     with pytest.raises(UserError, match="row 3 is damaged"):
         read_table(run.path / "train.csv")
     run.rewind(20)
+    assert capsys.readouterr().err == ""  # it was written after the checkpoint: nothing is lost
     names = sorted(path.name for path in (run.path / "checkpoints").iterdir())
     assert names == ["step-000000010.npz", "step-000000020.npz"]
     assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 20]
+
+
+def test_rows_that_were_written_and_cannot_be_read_are_named_and_kept_beside(run, capsys):
+    run.config["args"] |= {"offline_steps": 50, "eval_interval": 20, "log_interval": 10}
+    for step in (10, 20, 30, 40, 50):
+        run.log("train", {"step": step, "critic/loss": step / 7})
+        if run.is_due(step):
+            run.log("eval", {"step": step, "evaluation/success": float(step)})
+        run.save(step, TREE)
+    for table, row in (("train", 2), ("eval", 1)):
+        path = run.path / f"{table}.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        lines[row] = lines[row].replace(".", "\0") if table == "train" else "2\n"
+        path.write_text("".join(lines))
+    damaged = (run.path / "train.csv").read_text()
+    run.rewind(50)
+    assert [row["step"] for row in read_table(run.path / "train.csv")] == [10, 30, 40, 50]
+    assert list(run.evaluations) == [40, 50]
+    train, evaluation = capsys.readouterr().err.splitlines()
+    assert "train.csv is damaged: the rows after updates 20 cannot be read" in train
+    assert "eval.csv is damaged: the rows after updates 20 cannot be read" in evaluation
+    assert pathlib.Path(train.rsplit(" ", 1)[1]).read_text() == damaged
 
 
 def test_a_checkpoint_is_kept_until_its_evaluation_is_logged(run):
@@ -169,6 +226,21 @@ def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, capsys, damage):
     assert f"{newest} is damaged" in capsys.readouterr().err
 
 
+def test_no_flipped_bit_of_an_arrays_header_loads_other_numbers(tmp_path):
+    tree = {"a": np.random.default_rng(0).standard_normal((512, 512), np.float32)}
+    path = checkpoints.save(tmp_path, 1, tree)
+    content = bytearray(path.read_bytes())
+    header = content.index(b"\x93NUMPY")
+    for bit in range(8 * 128):
+        content[header + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        content[header + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(checkpoints.DAMAGE):
+            checkpoints.restore(tmp_path, 1, tree)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(checkpoints.restore(tmp_path, 1, tree)["a"], tree["a"])
+
+
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     assert checkpoints.sound_steps(tmp_path, TREE) == set()
     checkpoints.save(tmp_path, 1, TREE).write_bytes(b"PK")
@@ -188,3 +260,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(9)})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_says_which_file_and_how_to_go_on(run, monkeypatch):
+    run.save(10, TREE)
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda: run.save(20, TREE), lambda: run.log("eval", {"step": 20, "evaluation/success": 1.0})):
+        with pytest.raises(
+            UserError, match=rf"No space left on device: {run.path}/.*000010\.npz; .*--resume {run.path}"
+        ):
+            write()
+
+
+def test_data_that_has_moved_is_found_where_it_would_be_today(run, tmp_path, monkeypatch):
+    run.config["dataset"]["path"] = "/vanished/x.npz"
+    run.config["args"]["dataset_dir"] = str(tmp_path)
+    assert run.dataset_path == pathlib.Path("/vanished/x.npz")
+    (tmp_path / "x.npz").touch()
+    assert run.dataset_path == tmp_path / "x.npz"
+    run.config["args"]["dataset_dir"] = "/vanished"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = tmp_path / "home/.ogbench/data/x.npz"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert run.dataset_path == place
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    run.config["environment"] |= {"suite": "d4rl", "name": "D4RL/pen/human-v2"}
+    (tmp_path / "minari/D4RL/pen/human-v2").mkdir(parents=True)
+    assert run.dataset_path == tmp_path / "minari/D4RL/pen/human-v2"

@@ -10,6 +10,7 @@ import pytest
 from toys import completed
 
 import drol
+from common import checkpoints
 from common.env_ids import resolve
 from common.errors import UserError
 from common.run_directory import RunDirectory
@@ -129,8 +130,30 @@ def test_each_seed_has_a_folder_of_its_own(tmp_path):
     assert new_paths(tmp_path / "new", "drol", spec, [7]) == [tmp_path / "new"]
     assert new_paths(tmp_path / "new", "drol", spec, [7, 8]) == [tmp_path / "new/seed7", tmp_path / "new/seed8"]
     assert len({path.name.split("-seed")[1] for path in new_paths(None, "drol", spec, [7, 8])}) == 2
+    assert new_paths(None, "drol", spec, [7]) != new_paths(None, "drol", spec, [7])  # of jobs of the same second
+    run.log("train", {"step": 1, "critic/loss": 1.0})
     with pytest.raises(UserError, match="holds a run"):
         new_paths(run.path, "drol", spec, [0])
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_read_gives_way_to_the_next(tmp_path, monkeypatch):
+    (run,) = directories(tmp_path, seeds=[0])
+    assert Runs([run]).read_newest(CHECKPOINT) == (0, None)
+    for step in (10, 20):
+        run.save(step, Checkpoint({**STATE, "step": jnp.int32(step)}))
+    restore, calls = checkpoints.restore, []
+
+    def train_on(folder, step, like):
+        calls.append(step)
+        if len(calls) in (1, 3):  # two updates while the first file is opened, two before the newest is read again
+            for _ in range(2):
+                newest = run.checkpoint_steps()[-1] + 10
+                run.save(newest, Checkpoint({**STATE, "step": jnp.int32(newest)}))
+        return restore(folder, step, like)
+
+    monkeypatch.setattr(checkpoints, "restore", train_on)
+    step, checkpoint = Runs([run]).read_newest(CHECKPOINT)
+    assert step == checkpoint.state["step"].item() >= 40
 
 
 def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(tmp_path, capsys):
