@@ -31,9 +31,9 @@ def main(args: Args) -> None:
     plot.main(plot.Args((comparison,), comparison / "updates"))
     plot.main(plot.Args((comparison,), comparison / "minutes", x="minutes"))
     table.main(table.Args((comparison,), comparison / "table"))
-    d4rl = args.folder / "d4rl"
-    plot.main(plot.Args((d4rl,), d4rl / "updates"))
-    table.main(table.Args((d4rl,), d4rl / "table"))
+    for hands in (args.folder / "d4rl", args.folder / "adroit"):
+        plot.main(plot.Args((hands,), hands / "updates"))
+        table.main(table.Args((hands,), hands / "table"))
     for folder in ("quick-start", "online", "antmaze"):
         plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):

@@ -141,8 +141,8 @@ def to_markdown(tables: list[Table], notes: list[str]) -> str:
 
 EXPLANATION = (
     "Scores: success or normalised score in percent, mean ± sample deviation over seeds of the headline score: the "
-    "mean of the last three evaluations on OGBench, the last one on D4RL (ours: on Minari's data). Paper: arXiv "
-    "2604.22229, Table 1, after 1,000,000 updates (D4RL 500,000) on the official data."
+    "mean of the last three evaluations on OGBench, the last one on D4RL (ours: on Minari's or collected "
+    "data). Paper: arXiv 2604.22229, Table 1, after 1,000,000 updates (D4RL 500,000) on the official data."
 )
 
 
