@@ -346,7 +346,7 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
         "actor/bc_loss": bc_loss,
         "actor/q_loss": q_loss,
         "actor/q_mean": q.mean(),
-        "actor/candidate_distance": distances.mean() / batch.actions.shape[1],
+        "actor/divergence": candidates.var(axis=1).mean(),  # mean of ||c_k - mean_k c_k||^2 / d over batch and k
     }
 
 
