@@ -10,6 +10,7 @@ import antmaze
 import plot
 import speed
 import table
+import toy
 import tyro
 
 from common.errors import exit_in_one_line
@@ -38,6 +39,7 @@ def main(args: Args) -> None:
         plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
+    toy.render(args.folder / "toy")
     speed.render(args.folder / "speed" / "speed")
 
 
