@@ -6,16 +6,16 @@ Preserve Support, Not Correspondence: Dynamic Routing for Offline Reinforcement 
 arXiv 2604.22229). A one-step actor f(s, z) maps a state and a latent to an action. For each data set action, K latents
 propose candidates, and the one nearest to the action wins: it alone is pulled towards that action, and it alone is
 improved by the critic. The other latents stay free to cover other actions in the data. With K = 1 nothing is routed:
-one random latent is cloned towards the action, whichever it is, and all latents end at the mean action.
+one random latent is cloned towards the action, whichever it is, and cloning alone takes all of them to the mean action.
 
-An update costs K + 2 forward passes of the actor (K to route, the winner, the next action) and 1 backward; of the two
-critics 2 forward (data, winner) and 2 backward, and 1 forward of their targets.
+By default an update costs K + 2 forward passes of the actor (K to route, the winner, the next action) and 1 backward;
+of each of the two critics 2 forward (data, winner) and 2 backward, and 1 forward of its target.
 
 Files, environments, logs, and the rest of `--help` (RunArgs in common/arguments.py) are in common/.
 `diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
 
 Deviations from the reference implementation:
-1. Many updates run in one compiled loop, on batches that are sampled on the device.
+1. Many updates run in one compiled loop, on batches that are sampled on the device (where the data fits there).
 2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
    beside training.
 3. The winner is chosen in a pass without gradient, and actor and critic run with gradient on the winning latent alone.
@@ -88,7 +88,7 @@ class Args(RunArgs):
     actor_q_agg: Agg = "min"
     """Aggregation of the critics in the actor's loss."""
     normalize_q_loss: bool = True
-    """Divide the improvement loss by the mean absolute Q-value of the batch."""
+    """Divide the improvement loss by the mean absolute Q-value of the actions that are improved."""
     critic_num_candidates: Count = 1
     """Next actions that the Bellman target takes the best of, by the minimum of the target critics."""
     inference_num_samples: Count | None = None
@@ -100,12 +100,12 @@ class Args(RunArgs):
 
 
 class Published(NamedTuple):
-    """What the appendix of the paper tabulates, the one to tune first."""
+    """What the appendix of the paper tabulates. The first is the one to tune."""
 
     bc_coef: float
     discount: float
     q_agg: Agg
-    star_k: int | None  # the K of DROL*, which --drol-star takes; DROL(16) has K = 16 everywhere
+    star_k: int | None  # the K of DROL*, taken with --drol-star only: else K = 16 everywhere, which is DROL(16)
 
 
 DEFAULT = Published(1.0, 0.99, "mean", None)  # where nothing is published
@@ -346,12 +346,12 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
         "actor/bc_loss": bc_loss,
         "actor/q_loss": q_loss,
         "actor/q_mean": q.mean(),
-        "actor/candidate_distance": distances.mean() / batch.actions.shape[1],
+        "actor/divergence": candidates.var(axis=1).mean(),  # mean of ||c_k - mean_k c_k||^2 / d over batch and k
     }
 
 
 def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
-    """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
+    """Mean of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a'), m = 0 where the task is complete."""
     next_actions = sample_next_actions(args, params, target_critic, batch, noise)
     next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
     # The target is a constant: the actor must not learn to make it easy to predict.
@@ -370,7 +370,7 @@ def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, no
 # ---- Update ----------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=0)  # traced once, whatever lengths chunks have
+@functools.partial(jax.jit, static_argnums=0)  # traced once, for chunks of all lengths
 def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, Metrics]:
     """One gradient step on both losses, taken at the same parameters, and one step of the target critic."""
 
@@ -414,7 +414,7 @@ def train_chunk(
 def online_update(
     args: Args, state: TrainState, replay: Replay, dataset: Dataset, key: PRNGKey, transition: Batch
 ) -> tuple[TrainState, Replay, Metrics]:
-    """Fine-tuning: remember a transition, and learn from a batch of the data set and of what was collected online."""
+    """Fine-tuning: remember a transition, learn from data set and ring (or, with balanced_sampling, half from each)."""
     replay = add_transition(replay, transition)
     batch_key, noise_key = keys_of_update(key, state.step)
     batch = sample_replay(dataset, replay, args.batch_size, args.balanced_sampling, batch_key)
@@ -463,10 +463,10 @@ def main(args: Args) -> list[Outcome] | None:
                 transitions = explorer.step(step, states.params)
                 states, replays, metrics = fine_tune(states, replays, data.dataset, seeds.keys.train, transitions)
             session.log(end, metrics, explorer)
-            if session.save_is_due(end):  # each --save-minutes, and before an evaluation
+            if session.save_is_due(end):  # each --save-minutes, and wherever an evaluation is due
                 runs.save(end, states, replays)
             if session.evaluation_is_due(end):  # each --eval-interval, and at the end
-                evaluations.begin(end, states.params)  # beside training, once the one before has ended
+                evaluations.begin(end, states.params)  # waits for the one before, then runs beside training
             evaluations.log_finished()
         runs.save(session.step, states, replays)
         evaluations.log_finished(wait=True)

@@ -6,14 +6,14 @@ Flow Q-Learning (Park, Li, Levine, 2025, arXiv 2502.02538). A flow v(s, x, t) le
 the data set's actions. A one-step actor f(s, z) is pulled towards what the flow makes of the same noise z in several
 Euler steps, and is improved by the critic. Only the actor acts; the flow never sees the critic.
 
-An update costs 2 forward passes of the actor (the action, the next action) and 1 backward; of the flow 11 forward (ten
-Euler steps) and 1 backward; of the two critics 2 forward (data, actor) and 2 backward, and 1 forward of their targets.
+An update costs 2 forward passes of the actor (the action, the next action) and 1 backward; of the flow 11 forward (10
+Euler steps) and 1 backward; of each of the two critics 2 forward (data, actor), 2 backward and 1 forward of its target.
 
 Files, environments, logs, and the rest of `--help` (RunArgs in common/arguments.py) are in common/.
 `diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
 
 Deviations from the reference implementation:
-1. Many updates run in one compiled loop, on batches that are sampled on the device.
+1. Many updates run in one compiled loop, on batches that are sampled on the device (where the data fits there).
 2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
    beside training.
 """
@@ -78,11 +78,11 @@ class Args(RunArgs):
     flow_steps: Count = 10
     """Euler steps of the flow."""
     normalize_q_loss: bool = False
-    """Divide the improvement loss by the mean absolute Q-value of the batch."""
+    """Divide the improvement loss by the mean absolute Q-value of the actions that are improved."""
 
 
 class Published(NamedTuple):
-    """What the appendix of the paper tabulates, the one to tune first."""
+    """What the appendix of the paper tabulates. The first is the one to tune."""
 
     alpha: float
     discount: float
@@ -322,7 +322,7 @@ def flow_actions(
 
 
 def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
-    """Mean over batch and ensemble of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a')."""
+    """Mean of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a'), m = 0 where the task is complete."""
     next_actions = sample_next_actions(args, params, target_critic, batch, noise)
     next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
     # The target is a constant: the actor must not learn to make it easy to predict.
@@ -341,7 +341,7 @@ def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, no
 # ---- Update ----------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=0)  # traced once, whatever lengths chunks have
+@functools.partial(jax.jit, static_argnums=0)  # traced once, for chunks of all lengths
 def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[TrainState, Metrics]:
     """One gradient step on both losses, taken at the same parameters, and one step of the target critic."""
 
@@ -385,7 +385,7 @@ def train_chunk(
 def online_update(
     args: Args, state: TrainState, replay: Replay, dataset: Dataset, key: PRNGKey, transition: Batch
 ) -> tuple[TrainState, Replay, Metrics]:
-    """Fine-tuning: remember a transition, and learn from a batch of the data set and of what was collected online."""
+    """Fine-tuning: remember a transition, learn from data set and ring (or, with balanced_sampling, half from each)."""
     replay = add_transition(replay, transition)
     batch_key, noise_key = keys_of_update(key, state.step)
     batch = sample_replay(dataset, replay, args.batch_size, args.balanced_sampling, batch_key)
@@ -434,10 +434,10 @@ def main(args: Args) -> list[Outcome] | None:
                 transitions = explorer.step(step, states.params)
                 states, replays, metrics = fine_tune(states, replays, data.dataset, seeds.keys.train, transitions)
             session.log(end, metrics, explorer)
-            if session.save_is_due(end):  # each --save-minutes, and before an evaluation
+            if session.save_is_due(end):  # each --save-minutes, and wherever an evaluation is due
                 runs.save(end, states, replays)
             if session.evaluation_is_due(end):  # each --eval-interval, and at the end
-                evaluations.begin(end, states.params)  # beside training, once the one before has ended
+                evaluations.begin(end, states.params)  # waits for the one before, then runs beside training
             evaluations.log_finished()
         runs.save(session.step, states, replays)
         evaluations.log_finished(wait=True)

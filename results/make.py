@@ -6,12 +6,13 @@ python results/make.py
 import dataclasses
 import pathlib
 
+import tyro
+
 import antmaze
 import plot
 import speed
 import table
-import tyro
-
+import toy
 from common.errors import exit_in_one_line
 
 HERE = pathlib.Path(__file__).parent
@@ -38,6 +39,7 @@ def main(args: Args) -> None:
         plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
+    toy.render(args.folder / "toy")
     speed.render(args.folder / "speed" / "speed")
 
 

@@ -19,15 +19,15 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import runs
 import scipy.stats
 import tyro
 from matplotlib.axes import Axes
-from published import published_scores
-from runs import Comparison, Run
 
+import runs
 from common.errors import exit_in_one_line
 from common.run_directory import SCORES
+from published import published_scores
+from runs import Comparison, Run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. The paper's methods have the same in every figure.
 COLOURS = {"DROL(16)": "#0072B2", "FQL": "#D55E00", "DROL*": "#009E73"}

@@ -12,7 +12,6 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import numpy as np
-from published import group_of
 
 import drol
 import fql
@@ -21,6 +20,7 @@ from common.datasets import describe_source
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.run_directory import Row
+from published import group_of
 
 # Arguments that runs of one method may differ in: they do not change what is learned, or have a place of their own.
 INCIDENTAL = {

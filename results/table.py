@@ -12,13 +12,13 @@ import io
 import pathlib
 
 import numpy as np
-import runs
 import tyro
-from published import num_tasks, published_scores
-from runs import BUDGET, Comparison, Run, describe_value
 from tabulate import tabulate
 
+import runs
 from common.errors import exit_in_one_line
+from published import num_tasks, published_scores
+from runs import BUDGET, Comparison, Run, describe_value
 
 PAPER_METHODS = ("DROL(16)", "DROL*", "FQL")
 

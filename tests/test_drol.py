@@ -51,6 +51,22 @@ def test_winner_alone_gives_the_gradient_of_all_candidates(k):
         assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-9)
 
 
+@pytest.mark.parametrize("k", [1, 2, 16])
+def test_divergence_gives_the_distance_of_all_pairs(k):
+    """The published metric, sqrt(mean over batch and pairs i != j of ||c_i - c_j||^2 / d), without its K^2 pairs."""
+    args = make_args(drol, num_candidates=k)
+    state, batch, noise = make_inputs(drol, args)
+    divergence = float(drol.actor_loss(args, state.params, batch, noise)[1]["actor/divergence"])
+    inputs = np.concatenate([np.repeat(np.asarray(batch.observations)[:, None], k, 1), noise.latents], axis=-1)
+    candidates = np.clip(reference.forward(to_numpy(state.params.actor), inputs.astype(np.float64))[0], -1, 1)
+    pairs = [(i, j) for i in range(k) for j in range(k) if i != j]
+    squares = [((candidates[:, i] - candidates[:, j]) ** 2).sum(-1) / ACTION_DIM for i, j in pairs]
+    if k == 1:
+        assert divergence == 0  # no pairs
+    else:
+        np.testing.assert_allclose(np.sqrt(2 * k / (k - 1) * divergence), np.sqrt(np.mean(squares)), rtol=1e-4)
+
+
 @pytest.mark.parametrize(("top_k", "q_agg"), [(None, "mean"), (None, "min"), (3, "min"), (8, None)])
 def test_inference_takes_the_best_of_several(top_k, q_agg):
     args = make_args(drol, inference_num_samples=8, inference_density_top_k=top_k, inference_q_agg=q_agg)

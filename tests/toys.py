@@ -137,7 +137,7 @@ def params_to_numpy(params) -> tuple[list[dict], dict[str, dict]]:
 
 
 def arrays_to_numpy(module) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value, np.float64) for name, value in vars(module).items()}
+    return {f.name: np.asarray(getattr(module, f.name), np.float64) for f in dataclasses.fields(module)}
 
 
 def flatten(nets: list[dict]) -> list[np.ndarray]:

@@ -1,0 +1,116 @@
+"""How candidates spread with K: pairwise distance and `bc_loss` of DROL runs, beside the published curves.
+
+python results/candidates.py results/candidates
+
+Reads every DROL run below the folder (several K, tasks and seeds). Writes candidates.csv (a row for each run: the last
+row of its train.csv), candidates.pdf and .png. Published values, after a million updates, are read off a figure.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import matplotlib
+import numpy as np
+import tyro
+
+from common.env_ids import resolve
+from common.errors import UserError, exit_in_one_line
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = pathlib.Path(__file__).parent
+PUBLISHED = HERE / "paper" / "candidate_metrics.csv"
+LABELS = {"pairwise_distance": "pairwise distance of candidates", "bc_loss": "bc_loss (squared, per dimension)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Pairwise distance of candidates and bc_loss against K, as candidates.csv, .pdf and .png."""
+
+    folder: tyro.conf.Positional[pathlib.Path] = HERE / "candidates"
+    """Folder with run folders; what is made from them is written into it."""
+
+
+def pairwise_distance(divergence: float, num_candidates: int) -> float:
+    """sqrt(mean over pairs i != j of ||c_i - c_j||^2 / d), from `actor/divergence`; 0 where there are no pairs."""
+    k = num_candidates
+    return 0.0 if k == 1 else float(np.sqrt(2 * k / (k - 1) * divergence))
+
+
+def read(folder: pathlib.Path) -> list[dict]:
+    """A row for each run.
+
+    Raises:
+        UserError: there is no run.
+    """
+    rows = []
+    for path in sorted(folder.rglob("config.json")):
+        args = json.loads(path.read_text())["args"]
+        with path.with_name("train.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+        spec, k = resolve(args["env_id"]), args["num_candidates"]
+        rows.append(
+            {
+                "task": f"{spec.env_name}-task{spec.task}",
+                "K": k,
+                "seed": args["seed"],
+                "updates": int(last["step"]),
+                "pairwise_distance": pairwise_distance(float(last["actor/divergence"]), k),
+                "bc_loss": float(last["actor/bc_loss"]),
+            }
+        )
+    if not rows:
+        raise UserError(f"{folder}: no run folder (config.json and train.csv)")
+    return sorted(rows, key=lambda row: (row["task"], row["K"], row["seed"]))
+
+
+def draw(rows: list[dict]) -> plt.Figure:
+    """One row of panels for each metric, one column for each task; each seed a dot, the line their mean."""
+    plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
+    with PUBLISHED.open() as file:
+        paper = list(csv.DictReader(file))
+    tasks = sorted({row["task"] for row in rows})
+    figure, axes = plt.subplots(
+        len(tasks), len(LABELS), figsize=(7.6, 2.9 * len(tasks)), layout="constrained", squeeze=False
+    )
+    for i, task in enumerate(tasks):
+        ours = [row for row in rows if row["task"] == task]
+        ks = sorted({row["K"] for row in ours})
+        updates = sorted({row["updates"] for row in ours})
+        for ax, (metric, label) in zip(axes[i], LABELS.items(), strict=True):
+            published = [(int(p["K"]), float(p[metric])) for p in paper if p["task"] == task and p[metric]]
+            if published:
+                ax.plot(*zip(*published, strict=True), "s--", c="0.4", ms=4, label="paper, 1,000,000 updates")
+            means = [np.mean([row[metric] for row in ours if row["K"] == k]) for k in ks]
+            done = " to ".join(f"{u:,}" for u in dict.fromkeys((updates[0], updates[-1])))
+            ax.plot(ks, means, "o-", c="#0072B2", ms=3, label=f"here, {done} updates")
+            ax.plot([row["K"] for row in ours], [row[metric] for row in ours], "o", c="#0072B2", ms=3, alpha=0.4)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ks, ks)
+            ax.set(xlabel="K, candidates a state", ylabel=label, title=task, ylim=(0, None))
+            ax.grid(alpha=0.3, lw=0.5)
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def main(args: Args) -> None:
+    """Read, write, draw."""
+    rows = read(args.folder)
+    with (args.folder / "candidates.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | {name: f"{row[name]:.5g}" for name in LABELS} for row in rows)
+    figure = draw(rows)
+    for ending, settings in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 160})):
+        figure.savefig(args.folder / f"candidates{ending}", **settings)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))
