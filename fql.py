@@ -107,8 +107,7 @@ PUBLISHED = {
     "pen-expert": Published(3000.0, 0.99, "min"),
     **dict.fromkeys(("door-human", "door-cloned", "door-expert"), Published(30000.0, 0.99, "min")),
     **dict.fromkeys(("hammer-human", "hammer-expert"), Published(30000.0, 0.99, "min")),
-    "hammer-cloned": Published(10000.0, 0.99, "min"),
-    "relocate-human": Published(10000.0, 0.99, "min"),
+    **dict.fromkeys(("hammer-cloned", "relocate-human"), Published(10000.0, 0.99, "min")),
     **dict.fromkeys(("relocate-cloned", "relocate-expert"), Published(30000.0, 0.99, "min")),
 }
 ONLINE_ALPHA = {  # published for fine-tuning, where it is another one
