@@ -15,11 +15,11 @@ sys.path.insert(0, str(REPOSITORY / "results"))
 
 import plot
 import published
+import runs
 import table
 
 import drol
 import fql
-import runs
 from common import envs, run_directory
 from common.env_ids import resolve
 from common.errors import UserError
@@ -358,11 +358,12 @@ def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp
     committed = REPOSITORY / "results"
     made = {"comparison": ("updates", "minutes", "table"), "d4rl": ("updates", "table"), "speed": ("speed",)}
     made |= {"quick-start": ("updates",), "online": ("updates",)}
-    made |= {"toy": ("toy",)}
+    made |= {"toy": ("toy",), "candidates": ("candidates",)}
     made |= {"antmaze": ("updates", "antmaze-medium", "antmaze-large")}
     endings = {"updates": (".pdf", ".png"), "minutes": (".pdf", ".png"), "table": (".md", ".csv", ".tex")}
     endings |= {"antmaze-medium": (".pdf", ".png"), "antmaze-large": (".pdf", ".png")}
     endings["toy"] = (".pdf", ".png")
+    endings["candidates"] = (".csv", ".pdf", ".png")
     endings["speed"] = (".md", ".pdf", ".png")
     shutil.copytree(committed, tmp_path / "results", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     files = [pathlib.Path(folder, name + e) for folder, names in made.items() for name in names for e in endings[name]]
