@@ -89,10 +89,12 @@ def draw(rows: list[dict]) -> plt.Figure:
                 ax.plot(*zip(*published, strict=True), "s--", c="0.4", ms=4, label="paper, 1,000,000 updates")
             means = [np.mean([row[metric] for row in ours if row["K"] == k]) for k in ks]
             done = " to ".join(f"{u:,}" for u in dict.fromkeys((updates[0], updates[-1])))
-            ax.plot(ks, means, "o-", c="#0072B2", ms=3, label=f"here, {done} updates")
+            style = "o-" if len(ks) > 2 else "o"  # two points are no curve
+            ax.plot(ks, means, style, c="#0072B2", ms=3, label=f"here, {done} updates")
             ax.plot([row["K"] for row in ours], [row[metric] for row in ours], "o", c="#0072B2", ms=3, alpha=0.4)
             ax.set_xscale("log", base=2)
-            ax.set_xticks(ks, ks)
+            ticks = sorted({*ks, *(k for k, _ in published)})
+            ax.set_xticks(ticks, ticks)
             ax.set(xlabel="K, candidates a state", ylabel=label, title=task, ylim=(0, None))
             ax.grid(alpha=0.3, lw=0.5)
     axes[0, 0].legend(fontsize=7)

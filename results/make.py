@@ -9,6 +9,7 @@ import pathlib
 import tyro
 
 import antmaze
+import candidates
 import plot
 import speed
 import table
@@ -39,6 +40,7 @@ def main(args: Args) -> None:
         plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
+    candidates.main(candidates.Args(args.folder / "candidates"))
     toy.render(args.folder / "toy")
     speed.render(args.folder / "speed" / "speed")
 

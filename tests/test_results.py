@@ -356,11 +356,18 @@ def test_speed_is_measured_and_rendered(tmp_path):
 def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp_path):
     committed = REPOSITORY / "results"
     made = {"comparison": ("updates", "minutes", "table"), "d4rl": ("updates", "table"), "adroit": ("updates", "table")}
-    made |= {"speed": ("speed",), "quick-start": ("updates",), "online": ("updates",), "toy": ("toy",)}
+    made |= {
+        "speed": ("speed",),
+        "quick-start": ("updates",),
+        "online": ("updates",),
+        "toy": ("toy",),
+        "candidates": ("candidates",),
+    }
     made |= {"antmaze": ("updates", "antmaze-medium", "antmaze-large")}
     endings = {"updates": (".pdf", ".png"), "minutes": (".pdf", ".png"), "table": (".md", ".csv", ".tex")}
     endings |= {"antmaze-medium": (".pdf", ".png"), "antmaze-large": (".pdf", ".png")}
     endings["toy"] = (".pdf", ".png")
+    endings["candidates"] = (".csv", ".pdf", ".png")
     endings["speed"] = (".md", ".pdf", ".png")
     shutil.copytree(committed, tmp_path / "results", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     files = [pathlib.Path(folder, name + e) for folder, names in made.items() for name in names for e in endings[name]]
