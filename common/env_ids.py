@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Literal
 
-from common.errors import UserError
+from common.errors import UserError, expanded
 
 MANIPULATION = ("play", "noisy")
 OGBENCH_DATASET_TYPES: dict[str, tuple[str, ...]] = {  # environment -> data set types, the default first
@@ -134,8 +134,10 @@ def resolve(env_id: str) -> EnvSpec:
 
 
 def minari_root() -> pathlib.Path:
-    """Where Minari keeps its data sets."""
-    return pathlib.Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
+    """Where Minari keeps its data sets. Raises `UserError` where nobody knows the home folder."""
+    if folder := os.environ.get("MINARI_DATASETS_PATH"):
+        return pathlib.Path(folder)  # as it is, like Minari
+    return expanded(pathlib.Path("~/.minari/datasets"))
 
 
 def known_names() -> list[str]:

@@ -23,7 +23,9 @@ def expanded(path: pathlib.Path) -> pathlib.Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: this user has no home folder; set HOME, or name a folder (--dataset-dir)") from error
+        raise UserError(
+            f"{path}: this user has no home folder; set HOME, or --dataset-dir (Minari's: MINARI_DATASETS_PATH)"
+        ) from error
 
 
 def exit_in_one_line(program: Callable[[], object]) -> None:

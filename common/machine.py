@@ -8,6 +8,14 @@ import jax
 
 from common.errors import UserError
 
+# Settings of JAX's that decide numbers, or stop the scripts; another project may have left others in the environment.
+NUMBERS = {
+    "jax_enable_x64": False,  # hence float32
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
 HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled program needs beside its arguments
 
 
@@ -26,9 +34,10 @@ def check() -> None:
         raise UserError(f"JAX finds no device to compute on with {setting}") from error
     if jax.config.jax_disable_jit:
         raise UserError("JAX_DISABLE_JIT is set, with which a training would take weeks; unset it")
-    if jax.config.jax_enable_x64:
-        print("note: JAX_ENABLE_X64 is set; this computes in float32 all the same", flush=True)
-        jax.config.update("jax_enable_x64", False)
+    for name, value in NUMBERS.items():
+        if (found := getattr(jax.config, name, value)) != value:
+            print(f"note: {name.upper()} is {found}; this computes with {value} all the same", flush=True)
+            jax.config.update(name, value)
     if "MUJOCO_GL" in os.environ:
         try:
             import mujoco  # noqa: F401 (it chooses its renderer here)

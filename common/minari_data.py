@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from common.env_ids import EnvSpec
+from common.env_ids import EnvSpec, minari_root
 from common.errors import UserError
 from common.files import sha256
 
@@ -63,7 +63,7 @@ def locate(spec: EnvSpec) -> pathlib.Path:
 
 def local_path(name: str) -> pathlib.Path:
     """Where Minari keeps, or would keep, a data set on this machine."""
-    return pathlib.Path(import_minari().storage.get_dataset_path(name))
+    return minari_root() / name
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import REPOSITORY, command, run_script
 
-from common import machine
+from common import machine, minari_data
 from common.errors import UserError, expanded
 
 
@@ -38,17 +40,38 @@ def test_variables_that_do_not_fit_the_machine(variables, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_jit_has_to_be_on_and_numbers_are_float32(capsys):
+def test_jit_has_to_be_on():
     jax.config.update("jax_disable_jit", True)
     try:
         with pytest.raises(UserError, match="JAX_DISABLE_JIT is set"):
             machine.check()
     finally:
         jax.config.update("jax_disable_jit", False)
-    jax.config.update("jax_enable_x64", True)
-    machine.check()
-    assert not jax.config.jax_enable_x64
-    assert "computes in float32 all the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_numpy_rank_promotion", "raise"),
+    ],
+)
+def test_numbers_are_the_same_whatever_another_project_left_in_the_environment(name, value, capsys):
+    def numbers() -> jax.Array:
+        return jax.random.normal(jax.random.key(0), (3, 2)) + jnp.arange(2)
+
+    expected, ours = numbers(), getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        machine.check()
+        assert numbers().dtype == expected.dtype
+        np.testing.assert_array_equal(numbers(), expected)
+    finally:
+        jax.config.update(name, ours)
+    assert f"note: {name.upper()} is {value}; this computes with {ours} all the same" in capsys.readouterr().out
 
 
 def test_a_user_without_a_home_folder(monkeypatch):
@@ -61,6 +84,9 @@ def test_a_user_without_a_home_folder(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(UserError, match="no home folder; set HOME"):
         expanded(pathlib.Path("~/.ogbench/data"))
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    with pytest.raises(UserError, match="MINARI_DATASETS_PATH"):  # Minari itself makes a folder named ~
+        minari_data.local_path("D4RL/pen/human-v2")
 
 
 def test_a_run_folder_that_cannot_be_made(refusal, tmp_path):
