@@ -3,12 +3,14 @@
 import contextlib
 import json
 import pathlib
+import time
 import zipfile
 import zlib
 from typing import Any
 
 import gymnasium
 import numpy as np
+import tqdm
 
 from common import adroit, collect, minari_data
 from common.arguments import DataSource
@@ -25,6 +27,7 @@ KNOWN_SHA256 = {
     "cube-double-play-v0-val.npz": "b1fcdf4bd40750351a58d0d491d6be198366ce898f0c6a2e4cb5db331966013e",
 }
 DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down for weeks at a time
+SLOW_AFTER_S, SLOW_BYTES_A_SECOND = 60, 20_000  # a download that is slower than that after so long is given up
 
 # What NumPy and the zip format raise on truncated or altered files.
 DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -202,8 +205,24 @@ def _download(spec: EnvSpec, source: str, url: str, path: pathlib.Path) -> pathl
     import pooch
     import requests
 
+    class Bar(tqdm.tqdm):
+        """Also gives up a server that only trickles: a read never times out then, and neither would the download."""
+
+        begun = time.monotonic()
+
+        def __bool__(self) -> bool:
+            return True  # pooch asks, and tqdm takes that for its length
+
+        def update(self, n: int = 1) -> bool | None:
+            shown = super().update(n)
+            if (passed := time.monotonic() - self.begun) > SLOW_AFTER_S and self.n < passed * SLOW_BYTES_A_SECOND:
+                raise requests.exceptions.Timeout
+            return shown
+
     def fetch_and_check(url: str, output_file: str, pup: Any) -> None:
-        pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT_S)(url, output_file, pup)
+        bar = Bar(unit="B", unit_scale=True, desc=path.name, leave=False)
+        with bar:
+            pooch.HTTPDownloader(progressbar=bar, timeout=DOWNLOAD_TIMEOUT_S)(url, output_file, pup)
         _read_checked(spec, pathlib.Path(output_file))  # most official files have no published checksum
         record = {"source": source, "url": url, "sha256": sha256(pathlib.Path(output_file))}
         text = json.dumps(record, indent=2) + "\n"

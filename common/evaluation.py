@@ -385,8 +385,9 @@ def evaluate_run(
     check_alone(args)
     machine.check()
     run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
-    args = for_evaluation(run.read_args(type(args)), args)
     runs = Runs([run])
+    runs.find_data(args)
+    args = for_evaluation(run.read_args(type(args)), args)
     evaluator = Evaluator(
         runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )

@@ -16,7 +16,7 @@ import numpy as np
 from common import checkpoints, datasets, machine
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
 from common.env_ids import EnvSpec, resolve
-from common.errors import UserError, describe_os_error
+from common.errors import UserError, describe_os_error, expanded
 from common.progress import announce
 from common.replay import Dataset, check_room
 from common.run_directory import (
@@ -88,6 +88,7 @@ class Runs:
         machine.check()
         resumed = Runs.open(args.resume, algorithm) if args.resume else None
         if resumed is not None:
+            resumed.find_data(args)
             args = resumed.read_args(type(args))
         spec = resolve(args.env_id)
         args, origins = complete(args, spec, published_settings)
@@ -165,6 +166,13 @@ class Runs:
                     pair = f"{self._runs[0].path} and {run.path}"
                     raise UserError(f"{pair} cannot go on together: they differ in {flag(name)}")
         return each[0]
+
+    def find_data(self, args: RunArgs) -> None:
+        """Take the data from where `args` say that it is by now, if they do; its SHA-256 decides later."""
+        if args.dataset_path is not None:
+            self.dataset_path = expanded(args.dataset_path)
+        elif args.dataset_dir != type(args)().dataset_dir:
+            self.dataset_path = expanded(args.dataset_dir) / self.dataset_path.name
 
     @property
     def seconds(self) -> float:

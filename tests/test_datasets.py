@@ -200,6 +200,14 @@ def test_the_mirror_stands_in_and_says_so(servers, pointmaze_file, tmp_path, cap
     assert sum("HTTP status 404" in line for line in lines) == 1
 
 
+def test_a_download_that_trickles_is_given_up(servers, pointmaze_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(datasets, "SLOW_AFTER_S", 0)
+    monkeypatch.setattr(datasets, "SLOW_BYTES_A_SECOND", 10**12)  # to which any server trickles
+    (servers[0] / "pointmaze-medium-navigate-v0.npz").write_bytes(pointmaze_file.read_bytes())
+    assert locate(tmp_path / "d")["source"] == "collected"
+    assert "no answer in time" in capfd.readouterr().out
+
+
 def test_a_damaged_download_never_takes_the_name_and_collection_follows(servers, pointmaze_file, tmp_path, capfd):
     name = "pointmaze-medium-navigate-v0.npz"
     (servers[0] / name).write_bytes(pointmaze_file.read_bytes()[:-1000])

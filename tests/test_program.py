@@ -384,6 +384,27 @@ def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, r
     assert "SHA-256 differs" in refusal("--resume", tmp_path / "run")
 
 
+def test_data_that_has_moved_is_named_on_resume(unbroken, pointmaze_file, tmp_path, refusal, capsys):
+    data = tmp_path / "elsewhere"
+    data.mkdir()
+    shutil.copy(pointmaze_file, data / pointmaze_file.name)
+    np.savez(data / "other.npz", **{key: value[:1001] for key, value in np.load(pointmaze_file).items()})
+
+    def moved(name: str) -> pathlib.Path:
+        """A copy of the run, whose data is not where it was."""
+        run = shutil.copytree(unbroken, tmp_path / name)
+        config = (run / "config.json").read_text()
+        (run / "config.json").write_text(config.replace(str(pointmaze_file), f"/nowhere/{pointmaze_file.name}"))
+        return run
+
+    for name, given in {"path": {"dataset_path": data / pointmaze_file.name}, "folder": {"dataset_dir": data}}.items():
+        (outcome,) = drol.main(drol.Args(resume=(moved(name),), **given))
+        assert (outcome.path, outcome.step) == (tmp_path / name, UPDATES)
+        assert "done: success" in capsys.readouterr().out
+    assert "no such file" in refusal("--resume", moved("lost"))
+    assert "SHA-256 differs" in refusal("--resume", moved("other"), "--dataset-path", data / "other.npz")
+
+
 def test_print_config_touches_no_data(capsys):
     drol.main(drol.Args(env_id="antmaze-giant", drol_star=True, print_config=True))
     config = json.loads(capsys.readouterr().out)
