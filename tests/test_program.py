@@ -1,5 +1,6 @@
 """drol.py as its users meet it: another process, real data, kills, signals, nonsense."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ import tyro
 from conftest import REPOSITORY, command, run_script
 
 import drol
+from common.errors import UserError
 from common.run_directory import read_table
 
 UPDATES, EVAL_INTERVAL = 3000, 1500  # takes long enough to be killed in the middle
@@ -382,6 +384,18 @@ def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, r
     assert str(pointmaze_file) in config
     (tmp_path / "run" / "config.json").write_text(config.replace(str(pointmaze_file), str(data)))
     assert "SHA-256 differs" in refusal("--resume", tmp_path / "run")
+
+
+def test_a_program_evaluates_a_run_with_other_settings_also_in_a_thread(unbroken, capsys, monkeypatch):
+    """The command line is not read again, and signals belong to the main thread."""
+    monkeypatch.setattr(sys, "argv", ["notebook", "--no-such-option"])
+    args = drol.Args(evaluate=unbroken, eval_episodes=1, eval_workers=1)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        (outcome,) = thread.submit(drol.main, args).result()
+    assert (outcome.path, outcome.step) == (unbroken, UPDATES)
+    assert f"after update {UPDATES:,}, 1 episode: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="--evaluate takes no --tau"):
+        drol.main(drol.Args(evaluate=unbroken, tau=0.5))
 
 
 def test_data_that_has_moved_is_named_on_resume(unbroken, pointmaze_file, tmp_path, refusal, capsys):
