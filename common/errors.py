@@ -61,7 +61,8 @@ def _interrupted(*_: object) -> None:
 
 # A script at the top level imports this module first. Ctrl-C while it imports the others, which takes seconds, is one
 # line and nothing else: some of them swallow a KeyboardInterrupt, or turn it into an ImportError.
-if pathlib.Path(getattr(sys.modules["__main__"], "__file__", "")).resolve().parent == pathlib.Path(__file__).parents[1]:
+_script = getattr(sys.modules["__main__"], "__file__", None)  # none in a notebook, where Ctrl-C is the notebook's
+if _script is not None and pathlib.Path(_script).resolve().parent == pathlib.Path(__file__).resolve().parents[1]:
     signal.signal(signal.SIGINT, _interrupted)
 
 
