@@ -33,11 +33,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jaxtyping import Array, Float, Int, Key
 from pydantic import Field
 
-from common.arguments import Count, RunArgs, Weight, print_config
+from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
 from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
@@ -109,7 +108,7 @@ class Published(NamedTuple):
 
 
 DEFAULT = Published(1.0, 0.99, "mean", None)  # where nothing is published
-OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000, "gymnasium": 1_000_000}
 PUBLISHED = {
     # OGBench: --env-id antmaze-large (or antmaze-large-task2, ..) is the navigate set, cube-double the play set.
     "antmaze-large-navigate": Published(0.03, 0.995, "min", star_k=16),
@@ -144,6 +143,11 @@ def published_settings(args: Args, spec: EnvSpec) -> tuple[Literal["published", 
         raise UserError("--drol-star and --num-candidates: give one of them")
     settings["num_candidates"] = star_k if args.drol_star else 16
     return "published" if spec.family in PUBLISHED else "default", settings
+
+
+def method(args: Args) -> str:
+    """What plots and tables call it."""
+    return "DROL*" if args.drol_star else f"DROL({args.num_candidates})"
 
 
 # ---- Networks and state ----------------------------------------------------------------------------------------------
@@ -474,4 +478,4 @@ def main(args: Args) -> list[Outcome] | None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(from_command_line(Args)))

@@ -29,11 +29,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jaxtyping import Array, Float, Int, Key
 from pydantic import Field
 
-from common.arguments import Count, RunArgs, Weight, print_config
+from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
 from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
@@ -90,7 +89,7 @@ class Published(NamedTuple):
 
 
 DEFAULT = Published(10.0, 0.99, "mean")  # where nothing is published
-OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000}
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000, "gymnasium": 1_000_000}
 PUBLISHED = {
     # OGBench: --env-id antmaze-large (or antmaze-large-task2, ..) is the navigate set, cube-double the play set.
     "antmaze-large-navigate": Published(10.0, 0.99, "min"),
@@ -124,6 +123,11 @@ def published_settings(args: Args, spec: EnvSpec) -> tuple[Literal["published", 
     if args.online_steps > 0:
         settings["alpha"] = ONLINE_ALPHA.get(spec.family, settings["alpha"])
     return "published" if spec.family in PUBLISHED else "default", settings
+
+
+def method(args: Args) -> str:
+    """What plots and tables call it."""
+    return "FQL"
 
 
 # ---- Networks and state ----------------------------------------------------------------------------------------------
@@ -444,4 +448,4 @@ def main(args: Args) -> list[Outcome] | None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(from_command_line(Args)))

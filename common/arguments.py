@@ -4,11 +4,14 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
+import tyro
 from pydantic import Field
 
 from common.env_ids import EnvSpec, resolve
@@ -29,7 +32,7 @@ class RunArgs:
 
     # Run
     env_id: str = "cube-double"
-    """Environment and task, e.g. cube-double-task3, antmaze-large, scene-noisy (README: Names)."""
+    """Environment and task: cube-double-task3, antmaze-large, pen-human, my_envs:Reach-v0 (README: Names)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random in this run, except the collection of data."""
     num_seeds: Count = 1
@@ -50,9 +53,11 @@ class RunArgs:
     data_source: DataSource = "auto"
     """auto: a file that is there, else the official server, else its mirror, else collect it here."""
     dataset_path: pathlib.Path | None = None
-    """Train on this file (OGBench's npz format) or folder (Minari) and no other."""
+    """Train on this file (OGBench's npz format; transitions, for an environment of one's own) or folder (Minari)."""
     dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
     """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH)."""
+    own_rewards: bool = False
+    """OGBench: take the file's own rewards and masks, instead of computing those of the task."""
     collect_episodes: Count | None = None
     """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
     collect_workers: Count | None = None
@@ -124,6 +129,22 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def from_command_line(args_class: type[Args]) -> Args:
+    """The arguments that the program was started with.
+
+    As tyro reads them, or as the agent of a Weights & Biases sweep writes them: --drol-star=False, --hidden-sizes=[8].
+    """
+    words = []
+    for word in sys.argv[1:]:
+        if match := re.fullmatch(r"--([\w-]+)=(true|false)", word, re.IGNORECASE):
+            words.append(f"--{match[1]}" if match[2].lower() == "true" else f"--no-{match[1]}")
+        elif match := re.fullmatch(r"(--[\w-]+)=\[(.*)\]", word):
+            words += [match[1], *match[2].replace(",", " ").split()]
+        else:
+            words.append(word)
+    return tyro.cli(args_class, args=words)
+
+
 def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[Args, dict[str, str]]:
     """Fill in what was left unset.
 
@@ -139,7 +160,7 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
 
 def print_config(args: RunArgs, published_settings: Published) -> None:
     """Print what the arguments resolve to, as JSON."""
-    spec = resolve(args.env_id)
+    spec = resolve(args.env_id, args.dataset_path)
     args, origins = complete(args, spec, published_settings)
     config = {"environment": spec.name, "args": dataclasses.asdict(args), "origins": origins}
     print(json.dumps(config, indent=2, default=str))

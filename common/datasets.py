@@ -15,7 +15,7 @@ import tqdm
 from common import adroit, collect, minari_data
 from common.arguments import DataSource
 from common.env_ids import EnvSpec
-from common.envs import ACTION_BOUND, make_env
+from common.envs import ACTION_BOUND, make_env, make_own_env
 from common.errors import UserError, describe_os_error, expanded
 from common.files import check_archive, making, sha256, write_whole
 from common.replay import Dataset
@@ -44,6 +44,7 @@ def load(
     source: DataSource,
     collect_episodes: int | None,
     collect_workers: int,
+    own_rewards: bool = False,
 ) -> tuple[Dataset, Provenance]:
     """Find, download or collect the data set of an environment, check it and relabel it for the task.
 
@@ -54,6 +55,7 @@ def load(
         source: 'auto' takes a file that is there, else downloads, else collects; the others do only what they say.
         collect_episodes: size of a collected data set; the official size if None.
         collect_workers: worker processes for collection.
+        own_rewards: take those of an OGBench file, and its masks, instead of computing the task's.
 
     Returns:
         The data set (NumPy arrays, float32) and where it came from.
@@ -63,13 +65,16 @@ def load(
     """
     if spec.suite == "d4rl":
         return _load_minari(spec, dataset_path, source, collect_episodes, collect_workers)
+    if spec.suite == "gymnasium" and dataset_path is None:
+        raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
     if dataset_path is not None:
         path = expanded(dataset_path)
         if not path.is_file():
             raise UserError(f"--dataset-path {path}: no such file")
     else:
         path = _locate(spec, expanded(dataset_dir), source, collect_episodes, collect_workers)
-    return read_ogbench(spec, path), provenance(path)
+    dataset = read_transitions(spec, path) if spec.suite == "gymnasium" else read_ogbench(spec, path, own_rewards)
+    return dataset, provenance(path)
 
 
 def _load_minari(
@@ -245,11 +250,11 @@ def _download(spec: EnvSpec, source: str, url: str, path: pathlib.Path) -> pathl
     return path
 
 
-def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
+def read_ogbench(spec: EnvSpec, path: pathlib.Path, own_rewards: bool = False) -> Dataset:
     """Read a file in OGBench's format and relabel it with the rewards and masks of one task.
 
     The relabelling is the ogbench package's own: reward = -(number of unmet sub-goals), mask 0 on success, both on the
-    state before the step. Rewards and masks that the file has are not used, and it says so.
+    state before the step. Rewards and masks that the file has are not used, and it says so; or they are, if asked for.
 
     Raises:
         UserError: the file is damaged, lacks a key, or holds what cannot be this environment's data.
@@ -258,20 +263,111 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path) -> Dataset:
 
     data, env = _read_checked(spec, path)
     with np.load(path) as file:
-        own = [key for key in ("rewards", "masks") if key in file]
-    if own:
-        print(
-            f"note: {' and '.join(own)} of {path} are not used: those of {spec.name} are computed instead", flush=True
-        )
-    relabel_dataset(spec.gym_id, env, data)
+        own = {key: file[key] for key in ("rewards", "masks") if key in file}
+    if own_rewards:
+        _check_arrays(path, data | own, {"rewards": (), "masks": ()}, "--own-rewards")
+        data |= own
+    else:
+        if own:
+            unused = f"{' and '.join(own)} of {path} are not used"
+            print(f"note: {unused}: those of {spec.name} are computed instead (else: --own-rewards)", flush=True)
+        relabel_dataset(spec.gym_id, env, data)
     env.close()
     return Dataset(
         observations=data["observations"],
         actions=np.clip(data["actions"], -ACTION_BOUND, ACTION_BOUND),
-        rewards=data["rewards"],
-        masks=data["masks"],
+        rewards=data["rewards"].astype(np.float32),
+        masks=data["masks"].astype(np.float32),
         transitions=np.flatnonzero(data["valids"]).astype(np.int32),
     )
+
+
+def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
+    """Read an npz file of transitions of one's own: its rewards are taken as they are.
+
+    `observations` [n, o], `actions` [n, a], `rewards` [n]; `terminals` [n], 1 in the last row of a trajectory, however
+    it ended; `masks` [n], 0 where the task is complete, or `terminations` [n], 1 there. With `next_observations` [n, o]
+    every row is a transition. Without, the next row is the successor, and the last one of a trajectory is a transition
+    where its mask is 0, which asks for no successor.
+
+    Raises:
+        UserError: the file is damaged, lacks a key, or holds what cannot be this environment's data.
+    """
+    env = make_own_env(spec.name)
+    observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    env.close()
+    try:
+        check_archive(path)
+        with np.load(path) as file:
+            data = {key: file[key] for key in file.files}
+    except OSError as error:
+        raise UserError(f"cannot read {describe_os_error(error)}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
+    widths = {"observations": observation_shape, "actions": action_shape, "rewards": (), "terminals": ()}
+    widths |= {"next_observations": observation_shape} if "next_observations" in data else {}
+    widths |= {"terminations": ()} if "masks" not in data and "terminations" in data else {"masks": ()}
+    _check_arrays(path, data, widths, spec.name)
+    masks = data["masks"] if "masks" in widths else 1 - data["terminations"].astype(np.float32)
+    if ((masks < 0) | (masks > 1)).any():
+        raise UserError(f"{path}: {'masks' if 'masks' in widths else 'terminations'} must lie in [0, 1]")
+    _check_actions(path, data["actions"])
+
+    observations, ends, successors = data["observations"], data["terminals"] != 0, data.get("next_observations")
+    if successors is None:
+        starts = ~ends | (masks == 0)
+        successors = np.concatenate([observations[1:], observations[-1:]])
+        if not ends[-1]:
+            raise UserError(f"{path}: the last trajectory does not end (terminals[-1] is 0); the file is truncated")
+    else:
+        starts = np.ones(len(ends), bool)
+        ends = ends | np.append((successors[:-1] != observations[1:]).any(axis=1), True)
+    if not starts.any():
+        raise UserError(f"{path}: it holds no transition")
+    # In a `Dataset` the successor is the next row: after each end there is one more.
+    rows = np.arange(len(ends)) + np.cumsum(ends) - ends
+    num_rows = len(ends) + ends.sum()
+
+    def in_rows(array: np.ndarray) -> np.ndarray:
+        spread = np.zeros((num_rows, *array.shape[1:]), np.float32)
+        spread[rows] = array
+        return spread
+
+    all_observations = in_rows(observations)
+    all_observations[rows[ends] + 1] = successors[ends]
+    return Dataset(
+        observations=all_observations,
+        actions=in_rows(np.clip(data["actions"], -ACTION_BOUND, ACTION_BOUND)),
+        rewards=in_rows(data["rewards"]),
+        masks=in_rows(masks),
+        transitions=rows[starts].astype(np.int32),
+    )
+
+
+def _check_arrays(
+    path: pathlib.Path, data: dict[str, np.ndarray], widths: dict[str, tuple[int, ...]], needed_by: str
+) -> None:
+    """Raises `UserError` if an array is missing, or not of finite numbers [rows, *width], rows as in observations."""
+    for key, width in widths.items():
+        if key not in data:
+            raise UserError(f"{path}: {key} is missing; {needed_by} needs it")
+        if data[key].shape[1:] != width or data[key].ndim == 0:
+            raise UserError(f"{path}: {key} has shape {data[key].shape}, {needed_by} needs (rows, {str(width)[1:-1]})")
+        if len(data[key]) != len(data["observations"]):
+            raise UserError(f"{path}: {len(data[key])} rows of {key} but {len(data['observations'])} of observations")
+        if data[key].dtype.kind not in "fiub":
+            raise UserError(f"{path}: {key} holds {data[key].dtype}, not numbers")
+        if not np.isfinite(data[key]).all():
+            row = int(np.flatnonzero(~np.isfinite(data[key]).reshape(len(data[key]), -1).all(axis=1))[0])
+            raise UserError(f"{path}: NaN or infinity in {key}, first in row {row}")
+    if len(data["observations"]) == 0:
+        raise UserError(f"{path}: it holds no transition")
+
+
+def _check_actions(path: pathlib.Path, actions: np.ndarray) -> None:
+    largest = float(np.abs(actions).max())
+    if largest > 1 + minari_data.ROUNDING:
+        raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:.9g}")
 
 
 def _read_checked(spec: EnvSpec, path: pathlib.Path) -> tuple[dict[str, np.ndarray], gymnasium.Env]:
@@ -302,25 +398,10 @@ def _read_checked(spec: EnvSpec, path: pathlib.Path) -> tuple[dict[str, np.ndarr
     }
     if spec.env_name.startswith(("scene", "puzzle")):
         widths["button_states"] = (env.unwrapped._num_buttons,)
-    for key, width in widths.items():
-        if key not in data:
-            raise UserError(f"{path}: {key} is missing; rewards cannot be computed without it")
-        if data[key].shape[1:] != width or data[key].ndim == 0:
-            raise UserError(
-                f"{path}: {key} has shape {data[key].shape}, {spec.env_name} needs (rows, {str(width)[1:-1]})"
-            )
-        if len(data[key]) != len(data["observations"]):
-            raise UserError(f"{path}: {len(data[key])} rows of {key} but {len(data['observations'])} of observations")
-        if data[key].dtype.kind not in "fiub":
-            raise UserError(f"{path}: {key} holds {data[key].dtype}, not numbers")
-        if not np.isfinite(data[key]).all():
-            row = int(np.flatnonzero(~np.isfinite(data[key]).reshape(len(data[key]), -1).all(axis=1))[0])
-            raise UserError(f"{path}: NaN or infinity in {key}, first in row {row}")
-    if len(data["observations"]) == 0 or not data["valids"].any():
+    _check_arrays(path, data, widths, spec.env_name)
+    if not data["valids"].any():
         raise UserError(f"{path}: it holds no transition")
     if data["valids"][-1]:
         raise UserError(f"{path}: the last trajectory does not end (terminals[-1] is false); the file is truncated")
-    largest = float(np.abs(data["actions"]).max())
-    if largest > 1 + minari_data.ROUNDING:
-        raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:.9g}")
+    _check_actions(path, data["actions"])
     return data, env

@@ -3,8 +3,10 @@
 Pure Python and quick to import, so that a misspelt name is answered at once.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import pathlib
 import re
@@ -44,16 +46,16 @@ class EnvSpec:
     """One task and the data set that goes with it.
 
     Attributes:
-        suite: 'ogbench' or 'd4rl' (through Minari).
-        name: canonical name: OGBench's single-task name ('cube-double-play-singletask-v0') or the Minari id.
-        family: the row of the published settings that it belongs to ('cube-double-play', 'pen-human'); the Minari id
-            itself where there is none.
-        env_name: OGBench environment without task ('cube-double'); the Minari id for D4RL.
+        suite: 'ogbench', 'd4rl' (through Minari), or 'gymnasium', with data of one's own.
+        name: OGBench's single-task name ('cube-double-play-singletask-v0'), the Minari id, or Gymnasium's id.
+        family: the row of the published settings that it belongs to ('cube-double-play', 'pen-human'); the name itself
+            where there is none.
+        env_name: OGBench environment without task ('cube-double'); elsewhere the name.
         dataset_type: OGBench data set type ('play'); empty for D4RL.
         task: OGBench task 1..5; None is the environment's default task. None for D4RL.
     """
 
-    suite: Literal["ogbench", "d4rl"]
+    suite: Literal["ogbench", "d4rl", "gymnasium"]
     name: str
     family: str
     env_name: str
@@ -80,23 +82,32 @@ class EnvSpec:
     @property
     def short_name(self) -> str:
         """What `--env-id` and file names use, e.g. 'cube-double-task3', 'cube-single-noisy', 'pen-human'."""
-        if self.suite == "d4rl":
-            return self.family.replace("/", "-")
+        if self.suite != "ogbench":
+            return re.sub("[/:]", "-", self.family)
         dataset_type = "" if self.dataset_type == OGBENCH_DATASET_TYPES[self.env_name][0] else f"-{self.dataset_type}"
         task = "" if self.task is None else f"-task{self.task}"
         return f"{self.env_name}{dataset_type}{task}"
 
 
-def resolve(env_id: str) -> EnvSpec:
+def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     """Resolve any accepted spelling of an environment.
 
     Args:
         env_id: a short name ('cube-double', 'cube-double-task3', 'antmaze-large-stitch-task2', 'pen-human'), OGBench's
-            own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, or a Minari id.
+            own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, a Minari id, or
+            Gymnasium's id with the module that registers it ('my_envs:Reach-v0').
+        dataset_path: a Minari data set knows its own id, whatever it is: no other Minari set needs to be named.
 
     Raises:
         UserError: no such environment, with the nearest known names.
     """
+    if dataset_path is not None and (own_id := _minari_id(expanded(dataset_path))) is not None:
+        for name in (env_id, own_id):  # whether the one that is named is this one is seen when it is read
+            with contextlib.suppress(UserError):
+                if (spec := resolve(name)).suite == "d4rl":
+                    return spec
+        return EnvSpec("d4rl", own_id, own_id, own_id)
+
     # 'antmaze-medium-play' is D4RL's: OGBench's antmaze has no play data.
     d4rl_name = re.sub(r"-v\d+$", "", env_id)
     if d4rl_name in D4RL_MINARI_IDS:
@@ -104,6 +115,9 @@ def resolve(env_id: str) -> EnvSpec:
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]+-v\d+", env_id):  # namespace/.../name-version
         families = {minari_id: family for family, minari_id in D4RL_MINARI_IDS.items()}
         return EnvSpec("d4rl", env_id, families.get(env_id, env_id), env_id)
+
+    if re.fullmatch(r"[\w.]+:[\w./-]+", env_id):
+        return EnvSpec("gymnasium", env_id, env_id, env_id)
 
     match = re.fullmatch(
         rf"({'|'.join(sorted(OGBENCH_DATASET_TYPES, key=len, reverse=True))})"
@@ -131,6 +145,13 @@ def resolve(env_id: str) -> EnvSpec:
         raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {minari_id}")
     nearest = difflib.get_close_matches(env_id, known_names(), n=4, cutoff=0.5) or ["cube-double", "pen-human"]
     raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
+
+
+def _minari_id(path: pathlib.Path) -> str | None:
+    """The id of the Minari data set in a folder; None if it holds none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((path / "data" / "metadata.json").read_text())["dataset_id"])
+    return None
 
 
 def minari_root() -> pathlib.Path:

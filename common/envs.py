@@ -46,6 +46,36 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
     return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
 
 
+def make_own_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    """`gymnasium.make` for an environment of one's own: 'my_envs:Reach-v0' imports my_envs, which registers it.
+
+    Raises:
+        UserError: it cannot be made, is not of continuous control, or has no time limit.
+    """
+    try:
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except ImportError as error:
+        advice = "put it beside drol.py, or its folder into PYTHONPATH"
+        raise UserError(f"--env-id {env_id}: {env_id.split(':')[0]} cannot be imported ({error}); {advice}") from error
+    except Exception as error:  # of whatever kind its module or its constructor raises
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(f"--env-id {env_id}: it cannot be made ({reason})") from error
+    observations, actions = env.observation_space, env.action_space
+    problem = None
+    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+        problem = f"observations are not vectors ({observations}); gymnasium.wrappers.FlattenObservation makes them so"
+    elif not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
+        problem = f"actions are not vectors of real numbers ({actions})"
+    elif not (np.all(actions.low == -1) and np.all(actions.high == 1)):
+        problem = f"actions must lie in [-1, 1], not in {actions}; gymnasium.wrappers.RescaleAction makes them so"
+    elif env.spec.max_episode_steps is None:
+        problem = "it has no time limit, and evaluation may not end; register it with max_episode_steps"
+    if problem is not None:
+        env.close()
+        raise UserError(f"--env-id {env_id}: {problem}")
+    return env
+
+
 _RANDOM_NUMBERS = threading.Lock()
 
 
@@ -167,7 +197,7 @@ class ExplorationEnvs:
     def __init__(self, spec: EnvSpec, dataset_path: pathlib.Path | None, seeds: Sequence[int], *, first_step: int):
         """Args:
         spec: environment and task.
-        dataset_path: folder of the Minari data set, which names its environment; OGBench needs none.
+        dataset_path: folder of the Minari data set, which names its environment; others need none.
         seeds: training seeds.
         first_step: updates before the first step: a run that goes on does not see the same episodes again.
         """
@@ -238,13 +268,15 @@ def make_evaluation_env(spec: EnvSpec, dataset_path: pathlib.Path | None = None,
 
     Args:
         spec: environment and task.
-        dataset_path: folder of the Minari data set, which names its environment; OGBench needs none.
+        dataset_path: folder of the Minari data set, which names its environment; others need none.
         **kwargs: further arguments of the environment.
     """
     if spec.suite == "d4rl":
         env = minari_data.make_env(dataset_path, **kwargs)
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
         return EvaluationEnv(env, ends_at_success=minari_data.ends_at_success(dataset_path))
+    if spec.suite == "gymnasium":
+        return EvaluationEnv(make_own_env(spec.name, **kwargs))
     return EvaluationEnv(make_env(spec.gym_id, **kwargs))
 
 

@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.progress import describe
 from common.replay import Batch
 from common.run_directory import RunDirectory, score_metric
-from common.runs import Checkpoint, Outcome, Runs
+from common.runs import Outcome, Runs
 from common.seeds import keys_of_runs
 from common.session import Session
 from common.signals import StopSignals, starting_workers
@@ -80,7 +80,7 @@ class Evaluator:
         """
         self.spec = spec
         self.dataset_path = dataset_path
-        self.reference_scores = None if spec.suite == "ogbench" else minari_data.reference_scores(spec, dataset_path)
+        self.reference_scores = minari_data.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
         workers = workers or machine.available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker
@@ -164,11 +164,6 @@ class Evaluator:
             low, high = self.reference_scores
             result["evaluation/normalized_score"] = 100 * (float(returns.mean()) - low) / (high - low)
         return result | {"evaluation/return": float(returns.mean()), "evaluation/length": float(lengths.mean())}
-
-    def dimensions(self) -> tuple[int, int]:
-        """Lengths of an observation and of an action."""
-        envs = self.start()
-        return envs.observation_space.shape[-1], envs.action_space.shape[-1]
 
     def film(
         self,
@@ -392,13 +387,9 @@ def evaluate_run(
         runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )
     with contextlib.closing(evaluator), StopSignals() as stop:
-        init = functools.partial(init_state, args, *evaluator.dimensions())
-        like = Checkpoint(jax.eval_shape(init, jax.random.key(0)))
-        step, checkpoint = runs.read_newest(like)
-        if step == 0:
-            raise UserError(f"{run.path} has no checkpoint yet")
+        step, states = runs.read_newest_states(functools.partial(init_state, args, *run.sizes()))
         policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
-        policy = policies(checkpoint.state.params)
+        policy = policies(states.params)
         results = evaluator(policy, stop.requested)
         if results is None:
             return [Outcome(run.path, step, None)]

@@ -18,16 +18,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common import checkpoints, minari_data
-from common.arguments import Args, in_their_types
+from common import algorithms, checkpoints, minari_data
+from common.arguments import Args, flag, in_their_types
 from common.env_ids import EnvSpec
+from common.envs import make_evaluation_env
 from common.errors import UserError, describe_os_error
 from common.files import holder_of, try_lock, write_whole
 from common.machine import describe_device
 
 DATASET_DIR = "~/.ogbench/data"
 TABLES = ("train", "eval", "time", "exploration")
-HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1}  # how many of the last evaluations make a score, as in the papers
+HEADLINE_EVALUATIONS = {
+    "ogbench": 3,
+    "d4rl": 1,
+    "gymnasium": 3,
+}  # how many of the last evaluations make a score, as in the papers
 SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
     "evaluation/normalized_score": "normalised score (%)",
     "evaluation/success": "success (%)",
@@ -36,6 +41,7 @@ SCORES = {  # metrics that are scores, and what people call them; the first that
 PACKAGES = {
     "ogbench": ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium"),
     "d4rl": ("jax", "jaxlib", "equinox", "optax", "numpy", "minari", "mujoco", "gymnasium", "gymnasium-robotics"),
+    "gymnasium": ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium"),
 }
 
 Row = dict[str, float | int]
@@ -61,6 +67,7 @@ class RunDirectory:
         args: Any,
         origins: dict[str, str],
         provenance: dict[str, Any],
+        sizes: dict[str, int],
         seeds_together: list[int],
     ) -> "RunDirectory":
         """Start a new run.
@@ -72,6 +79,7 @@ class RunDirectory:
             args: the resolved arguments of this seed, a dataclass.
             origins: where each resolved setting came from.
             provenance: where the data came from.
+            sizes: of an `observation` and an `action`.
             seeds_together: all seeds that are trained together, this one among them.
 
         Raises:
@@ -83,6 +91,8 @@ class RunDirectory:
             "args": dataclasses.asdict(args),
             "origins": origins,
             "dataset": provenance,
+            "sizes": sizes,
+            "code": algorithms.code_of(algorithm),
             "versions": {package: metadata.version(package) for package in PACKAGES[spec.suite]},
             "device": describe_device(),
             "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
@@ -139,16 +149,35 @@ class RunDirectory:
         return next((place for place in (path, *folders) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:
-        """The arguments that the run was started with.
+        """The arguments that the run was started with; one that the script did not have then takes its default.
 
         Raises:
-            UserError: another version of the script, with other arguments, made the run.
+            UserError: another version of the script, with arguments that this one does not have, made the run.
         """
-        values, known = self.config["args"], {field.name for field in dataclasses.fields(args_class)}
-        if known != set(values):
-            names = ", ".join(sorted(known ^ set(values)))
-            raise UserError(f"{self.path} was made by another version of the script (arguments that differ: {names})")
+        values, known = self.config["args"], {field.name: field.default for field in dataclasses.fields(args_class)}
+        if unknown := sorted(set(values) - set(known)):
+            names = ", ".join(map(flag, unknown))
+            raise UserError(f"{self.path} was made by another version of the script, this one has no {names}")
+        if new := sorted(set(known) - set(values)):
+            taken = ", ".join(f"{flag(name)} {known[name]}" for name in new)
+            print(f"note: {self.path} is older than some arguments, which take their defaults: {taken}", flush=True)
         return args_class(**in_their_types(args_class, values))
+
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of an observation and of an action."""
+        if "sizes" in self.config:
+            return self.config["sizes"]["observation"], self.config["sizes"]["action"]
+        env = make_evaluation_env(EnvSpec(**self.config["environment"]), self.dataset_path)  # an older run
+        with contextlib.closing(env):
+            return env.observation_space.shape[0], env.action_space.shape[0]
+
+    def note_changes_of_code(self) -> None:
+        """Say what has changed in the code since the run was started, if that is known."""
+        before, now = self.config.get("code", {}), algorithms.code_of(self.config["algorithm"])
+        files = {"script": f"{self.config['algorithm']}.py", "common": "common/"}
+        if changed := [file for key, file in files.items() if key in before and before[key] != now[key]]:
+            began = f"commit {before['commit'][:10]}" if before.get("commit") else "another version"
+            print(f"note: {' and '.join(changed)} changed since {self.path} began (with {began})", flush=True)
 
     def check_data(self, provenance: dict[str, Any]) -> None:
         """Raises `UserError` if this is not the data that the run was started on."""

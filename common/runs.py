@@ -7,11 +7,12 @@ import pathlib
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from common import checkpoints, datasets, machine
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
@@ -90,7 +91,7 @@ class Runs:
         if resumed is not None:
             resumed.find_data(args)
             args = resumed.read_args(type(args))
-        spec = resolve(args.env_id)
+        spec = resumed.spec if resumed else resolve(args.env_id, args.dataset_path)
         args, origins = complete(args, spec, published_settings)
         seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
         paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)
@@ -101,6 +102,7 @@ class Runs:
             dataset_path=resumed.dataset_path if resumed else args.dataset_path,
             dataset_dir=args.dataset_dir,
             source=args.data_source,
+            own_rewards=args.own_rewards,
             collect_episodes=args.collect_episodes,
             collect_workers=args.collect_workers or machine.available_cores(),
         )
@@ -108,9 +110,11 @@ class Runs:
         data_memory = machine.place_data(args.data_memory, dataset.num_bytes)
         if data_memory == "host" and args.online_steps > 0:
             raise UserError("--online-steps needs the data set on the device")
-        runs = resumed or Runs.create(paths, algorithm, spec, args, origins, provenance, seeds)
+        sizes = {"observation": dataset.observation_dim, "action": dataset.action_dim}
+        runs = resumed or Runs.create(paths, algorithm, spec, args, origins, provenance, sizes, seeds)
         for run in runs._runs:
             run.check_data(provenance)
+            run.note_changes_of_code()
             if args.track:
                 run.track(args.wandb_project)
         announce(
@@ -131,6 +135,7 @@ class Runs:
         args: RunArgs,
         origins: dict[str, str],
         provenance: dict[str, Any],
+        sizes: dict[str, int],
         seeds: Sequence[int],
     ) -> "Runs":
         """Start new runs; arguments as of `RunDirectory.create`, with a path and a seed for each run.
@@ -141,7 +146,8 @@ class Runs:
         runs = []
         for path, seed in zip(paths, seeds, strict=True):
             args_of_one = dataclasses.replace(args, seed=seed, num_seeds=1, run_dir=path)
-            runs.append(RunDirectory.create(path, algorithm, spec, args_of_one, origins, provenance, list(seeds)))
+            run = RunDirectory.create(path, algorithm, spec, args_of_one, origins, provenance, sizes, list(seeds))
+            runs.append(run)
         return Runs(runs)
 
     @staticmethod
@@ -225,15 +231,22 @@ class Runs:
         """The checkpoints after update `step`, as NumPy arrays in the structure of `like`, [seeds, ...]."""
         return _stack([run.restore(step, like) for run in self._runs])
 
-    def read_newest(self, like: Any) -> tuple[int, Any]:
-        """`last_common_step` and what was saved there; 0 and None if there is no checkpoint.
+    def read_newest_states(self, init_state: Callable[[Key[Array, ""]], Any]) -> tuple[int, Any]:
+        """`last_common_step`, and what had been learned by then: states, as NumPy arrays, [seeds, ...].
 
         Of a run that is training, a checkpoint may be pruned between the two: then there is a newer one.
+
+        Args:
+            init_state: makes a state from a key.
+
+        Raises:
+            UserError: there is no checkpoint yet.
         """
+        like = Checkpoint(jax.eval_shape(init_state, jax.random.key(0)))
         while (step := self.last_common_step(like)) > 0:
             with contextlib.suppress(FileNotFoundError):
-                return step, self.read(step, like)
-        return 0, None
+                return step, self.read(step, like).state
+        raise UserError(f"{', '.join(str(run.path) for run in self._runs)}: no checkpoint yet")
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the runs go on: it will be logged again, the same."""

@@ -13,22 +13,19 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import numpy as np
 
-import drol
-import fql
-from common import run_directory
+from common import algorithms, run_directory
+from common.arguments import RunArgs, in_their_types
 from common.datasets import describe_source
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.run_directory import Row
 from published import group_of
 
-# Arguments that runs of one method may differ in: they do not change what is learned, or have a place of their own.
-INCIDENTAL = {
-    *("env_id", "seed", "run_dir", "resume", "print_config", "eval_envs", "log_interval", "save_minutes", "track"),
-    *("wandb_project", "data_source", "dataset_path", "dataset_dir", "collect_episodes", "collect_workers"),
-    *("num_candidates", "drol_star", "num_seeds", "eval_workers", "data_memory", "evaluate", "video"),
-}
-SCRIPTS = {"drol": drol, "fql": fql}
+# Arguments that every script has, and that change what is learned, or how it is judged. Its own all do.
+SHARED = ("online_steps", "buffer_size", "balanced_sampling", "own_rewards", "eval_interval", "eval_episodes")
+INCIDENTAL = {field.name for field in dataclasses.fields(RunArgs)} - set(SHARED) | {"eval_envs"}  # (of older runs)
+# Those that do not make a method another one: columns of the table, and a note where they are not the paper's.
+SIZE = ("offline_steps", "online_steps", "buffer_size", "hidden_sizes", "eval_interval", "eval_episodes")
 # What two methods, or the tasks of a group, should have in common to be compared.
 BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes")
 # What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
@@ -42,7 +39,8 @@ class Run:
 
     Attributes:
         name: its folder, as it was given.
-        algorithm: the paper's name: DROL(16), DROL*, FQL; 'DROL(16), fine-tuned' if an online part follows.
+        algorithm: the name that its script gives itself, with all that is not the paper's: 'DROL(16)', 'DROL*', 'FQL',
+            'DROL(16), tau 0.01', 'DROL(16), fine-tuned' if an online part follows.
         spec: environment and task.
         task: 'cube-double' for the default task by any name, else 'cube-double-task3'.
         seed: seed.
@@ -50,6 +48,8 @@ class Run:
         data: where its data came from, for people.
         settings: what runs that are averaged have to agree in; the data by its SHA-256, collected data by its recipe.
         sha256: of its data.
+        script: SHA-256 of the script that made it; None where that is not known.
+        size: where it is another one than the paper's: 'hidden_sizes 64 64, offline_steps 12000'.
         metric: the column of eval.csv that is its score.
         curve: score of each evaluation, by step.
         minutes: wall-clock minutes since the start, by step, evaluations included; empty where they are not known.
@@ -64,6 +64,8 @@ class Run:
     data: str
     settings: dict[str, Any]
     sha256: str
+    script: str | None
+    size: str
     metric: str
     curve: dict[int, float]
     minutes: dict[int, float]
@@ -103,8 +105,8 @@ class Comparison:
     """Runs by task and method.
 
     Attributes:
-        tasks: task -> method -> runs, one a seed. A method is an algorithm, with what distinguishes its runs where one
-            task has several settings: 'DROL(16), bc_coef 3'.
+        tasks: task -> method -> runs, one a seed. A method is an algorithm, with what else distinguishes its runs where
+            one task has several: 'DROL(16), hidden_sizes 64 64'.
         notes: what was left out, or is not what it seems, a line each.
     """
 
@@ -162,6 +164,9 @@ def read(paths: list[pathlib.Path]) -> Comparison:
         for method, members in _by_settings(algorithm, group).items():
             tasks[task][method] = _one_per_seed(members, notes)
     comparison = Comparison(dict(tasks), notes)
+    for size in sorted({run.size for run in comparison.runs if run.size}):
+        of = ", ".join(sorted({run.task for run in comparison.runs if run.size == size}))
+        notes.append(f"not the paper's size: {size} ({of})")
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             for run in members:
@@ -171,6 +176,10 @@ def read(paths: list[pathlib.Path]) -> Comparison:
                 elif len(run.headline_steps) < wanted[run.spec.suite]:
                     number = len(run.headline_steps)
                     notes.append(f"{run.name}: its score is of {number} of {wanted[run.spec.suite]} evaluations")
+            versions = {run.script[:6] if run.script else "unknown" for run in members}
+            if len(versions) > 1:
+                which = f"{len(versions)} versions of the script ({', '.join(sorted(versions))})"
+                notes.append(f"{task}, {method}: made by {which}")
         hashes = collections.defaultdict(set)
         for run in (run for members in methods.values() for run in members):
             hashes[run.settings["data"]].add(run.sha256)
@@ -192,7 +201,7 @@ def describe_value(value: Any) -> str:
     """A setting for people: '256 256', '0.3', '45000'."""
     return (
         " ".join(map(str, value))
-        if isinstance(value, list)
+        if isinstance(value, list | tuple)
         else f"{value:g}"
         if isinstance(value, float)
         else str(value)
@@ -225,12 +234,13 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
         for argument in ("seed", *BUDGET):
             args[argument]
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
-        # An argument that an earlier version of the script did not have had its default's effect.
-        defaults = {field.name: field.default for field in dataclasses.fields(SCRIPTS[config["algorithm"]].Args)}
-        settings = {name: value for name, value in (defaults | args).items() if name not in INCIDENTAL}
+        algorithm, settings, size = _method(config["algorithm"], args, spec)
+        if config["algorithm"] not in algorithms.names():
+            missing = f"there is no {config['algorithm']}.py here"
+            notes.append(f"{name}: {missing}, so its settings are not compared with the paper's")
         run = Run(
             name=name,
-            algorithm=_algorithm(config["algorithm"], args),
+            algorithm=algorithm,
             spec=spec,
             task=(dataclasses.replace(spec, task=None) if is_default else spec).short_name,
             seed=args["seed"],
@@ -238,6 +248,8 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             data=describe_source(config["dataset"]),
             settings=settings | {"data": _identity(config["dataset"])},
             sha256=config["dataset"]["sha256"],
+            script=config.get("code", {}).get("script"),
+            size=size,
             metric=metric,
             curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
             minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
@@ -265,11 +277,29 @@ def _read_table(path: pathlib.Path, name: str, table: str, notes: list[str]) -> 
         raise UserError(f"{name}: {describe_os_error(error)}") from error
 
 
-def _algorithm(script: str, args: dict[str, Any]) -> str:
-    name = script.upper()
-    if script == "drol":
-        name = "DROL*" if args.get("drol_star") else f"DROL({args['num_candidates']})"
-    return f"{name}, fine-tuned" if args["online_steps"] > 0 else name
+def _method(script: str, args: dict[str, Any], spec: EnvSpec) -> tuple[str, dict[str, Any], str]:
+    """The name of what was run, its settings (defaults for arguments that it did not have yet), and its `Run.size`."""
+    settings = {name: value for name, value in args.items() if name not in INCIDENTAL}
+    fine_tuned = ["fine-tuned"] * (args["online_steps"] > 0)
+    if script not in algorithms.names():
+        return ", ".join([script, *fine_tuned]), settings, ""
+    algorithm = algorithms.load(script)
+    defaults = {field.name: field.default for field in dataclasses.fields(algorithm.Args)}
+    taken = algorithm.Args(**in_their_types(algorithm.Args, {n: settings[n] for n in settings if n in defaults}))
+    _, published = algorithm.published_settings(taken, spec)
+    name, settings = algorithm.method(taken), {n: v for n, v in (defaults | args).items() if n not in INCIDENTAL}
+    others, size = [], []
+    for setting, value in settings.items():
+        paper = (defaults | published).get(setting)
+        if describe_value(value) == describe_value(paper):
+            continue
+        if setting in ("offline_steps", "hidden_sizes"):
+            size.append(f"{setting} {describe_value(value)}")
+        elif setting in SIZE:
+            continue
+        elif setting not in defaults or algorithm.method(dataclasses.replace(taken, **{setting: paper})) == name:
+            others.append(f"{setting} {describe_value(value)}")  # else the name says it
+    return ", ".join([name, *others, *fine_tuned]), settings, ", ".join(size)
 
 
 def _identity(dataset: dict[str, Any]) -> str:
@@ -283,7 +313,7 @@ def _identity(dataset: dict[str, Any]) -> str:
 def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'."""
     names = sorted({name for run in runs for name in run.settings})
-    varying = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    varying = [name for name in names if len({describe_value(run.settings.get(name)) for run in runs}) > 1]
     groups = collections.defaultdict(list)
     for run in runs:
         values = run.settings | {"data": f"{run.data} ({run.settings['data'][:6]})"}

@@ -13,7 +13,6 @@ import gymnasium  # noqa: F401
 import hypothesis
 import optax  # noqa: F401
 import pytest
-import tyro
 from jaxtyping import install_import_hook
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -37,6 +36,7 @@ install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import drol  # noqa: E402
 from common import collect  # noqa: E402
+from common.arguments import from_command_line  # noqa: E402
 from common.env_ids import resolve  # noqa: E402
 from common.errors import exit_in_one_line  # noqa: E402
 
@@ -100,7 +100,7 @@ def refusal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
     def refusal(*args: object) -> str:
         monkeypatch.setattr(sys, "argv", ["drol.py", *map(str, args)])
         with pytest.raises(SystemExit) as stopped:
-            exit_in_one_line(lambda: drol.main(tyro.cli(drol.Args)))
+            exit_in_one_line(lambda: drol.main(from_command_line(drol.Args)))
         assert stopped.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: ")

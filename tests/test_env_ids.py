@@ -1,5 +1,7 @@
 """The grammar of --env-id against Gymnasium's registry."""
 
+import json
+
 import gymnasium
 import pytest
 from hypothesis import given
@@ -107,6 +109,17 @@ def test_minaris_names_without_a_namespace_are_its_folders(tmp_path, monkeypatch
         resolve("mcar-plain-v0")
     (tmp_path / "mcar-plain-v0" / "data").mkdir(parents=True)
     assert resolve("mcar-plain-v0").name == "mcar-plain-v0"
+
+
+def test_a_minari_data_set_in_a_folder_knows_its_id(tmp_path):
+    for dataset_id, family in (("mcar-plain-v0", "mcar-plain-v0"), ("D4RL/pen/human-v2", "pen-human")):
+        folder = tmp_path / family
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "metadata.json").write_text(json.dumps({"dataset_id": dataset_id}))
+        assert resolve("cube-double", folder).family == family  # the default, as if nothing had been given
+        assert resolve(dataset_id, folder).name == dataset_id
+    assert resolve("door-human", folder).family == "door-human"  # of which the data will be refused
+    assert resolve("cube-double", tmp_path).suite == "ogbench"
     with pytest.raises(UserError, match="another: mujoco/hopper/medium-v0"):
         resolve("hopper-medium-v2")
 

@@ -33,7 +33,9 @@ def write_run(
     resolved, origins = completed(script, script.Args(**{**settings, **args}), env_id)
     provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
     provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
-    run_directory.RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, [seed])
+    run_directory.RunDirectory.create(
+        path, algorithm, spec, resolved, origins, provenance, {"observation": 28, "action": 5}, [seed]
+    )
     steps = range(100, 100 * len(scores) + 1, 100)
     rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
     (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
@@ -205,10 +207,10 @@ def test_several_settings_of_one_task_are_said_and_not_called_not_run(tmp_path, 
     for seed in (0, 1):
         write_run(tmp_path / f"{seed}", seed=seed)
         write_run(tmp_path / f"scene-{seed}", "scene", seed=seed)
-    write_run(tmp_path / "sweep", bc_coef=3.0)
+    write_run(tmp_path / "sweep", hidden_sizes=(4,))
     text = markdown(tmp_path)
     assert cell(text, "ogbench/cube-single", "DROL(16)") == "several settings of cube-single"
-    assert cell(text, "cube-single DROL(16), bc_coef 3", "paper, mean of the group") == "97 ± 2"
+    assert cell(text, "cube-single DROL(16), hidden_sizes 4", "paper, mean of the group") == "97 ± 2"
     assert list(plot.common_tasks(runs.read([tmp_path]))) == ["scene"]
 
 
@@ -244,7 +246,38 @@ def test_different_settings_are_not_averaged(tmp_path):
     a, b = write_run(tmp_path / "a", seed=0), write_run(tmp_path / "b", seed=1, bc_coef=0.5)
     c = write_run(tmp_path / "c", "cube-single", "fql", seed=0)
     comparison = runs.read([a, b, c])
-    assert set(comparison.tasks["cube-single"]) == {"DROL(16), bc_coef 10", "DROL(16), bc_coef 0.5", "FQL"}
+    assert set(comparison.tasks["cube-single"]) == {"DROL(16)", "DROL(16), bc_coef 0.5", "FQL"}
+
+
+def test_a_variant_is_named_by_what_is_not_the_papers_and_never_counts_as_the_papers_method(tmp_path, markdown):
+    """Also where it is the only one."""
+    write_run(tmp_path / "a", bc_coef=0.5, learning_rate=1e-3)
+    write_run(tmp_path / "b", "scene", "fql", alpha=300.0)  # which is published
+    write_run(tmp_path / "c", "cube-double", num_candidates=4)
+    write_run(tmp_path / "d", "puzzle-3x3", drol_star=True)
+    edit_config(write_run(tmp_path / "e", "antmaze-large"), lambda config: config["args"].update(num_winners=2))
+    text = markdown(tmp_path)
+    assert cell(text, "cube-single DROL(16), learning_rate 0.001, bc_coef 0.5", "paper, mean of the group") == "-"
+    assert cell(text, "ogbench/cube-single", "DROL(16)") == "not run"
+    assert cell(text, "scene FQL", "score") and cell(text, "cube-double DROL(4)", "score")
+    assert cell(text, "puzzle-3x3 DROL*", "paper, mean of the group") != "-"
+    assert cell(text, "antmaze-large DROL(16), num_winners 2", "paper, mean of the group") == "-"
+    assert "not the paper's size: offline_steps 300, hidden_sizes 8 8 (antmaze-large, cube-double," in text
+
+
+def test_runs_of_two_versions_of_a_script_are_averaged_with_a_line_that_says_so(tmp_path, markdown):
+    for seed, script in ((0, "aaaaaaaa"), (1, "aaaaaaaa"), (2, "bbbbbbbb")):
+        path = write_run(tmp_path / str(seed), seed=seed)
+        edit_config(path, lambda config, script=script: config["code"].update(script=script))
+    assert "made by 2 versions of the script (aaaaaa, bbbbbb)" in markdown(tmp_path)
+    assert "versions of the script" not in markdown(tmp_path / "0", tmp_path / "1")
+
+
+def test_a_run_whose_script_is_not_here_is_shown_by_its_name(tmp_path, markdown):
+    edit_config(write_run(tmp_path / "a"), lambda config: config.update(algorithm="rebrac"))
+    text = markdown(tmp_path)
+    assert cell(text, "cube-single rebrac", "score") == "50.0 ± -"
+    assert "there is no rebrac.py here" in text
 
 
 def test_nothing_to_show_is_one_line(tmp_path):

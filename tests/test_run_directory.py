@@ -1,6 +1,7 @@
 """Logs and checkpoints on disk."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from toys import completed
 
 import drol
@@ -23,7 +25,7 @@ def create(path: pathlib.Path) -> RunDirectory:
     spec = resolve("cube-single")
     args, origins = completed(drol, drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")))
     provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-    return RunDirectory.create(path, "drol", spec, args, origins, provenance, [0])
+    return RunDirectory.create(path, "drol", spec, args, origins, provenance, {"observation": 3, "action": 2}, [0])
 
 
 @pytest.fixture
@@ -94,10 +96,23 @@ def test_a_folder_is_taken_before_its_settings_are_written(tmp_path, monkeypatch
     assert read_config(run.path) == run.config
 
 
-def test_another_versions_arguments_are_named(run):
+def test_an_argument_that_a_run_did_not_have_takes_its_default_and_an_unknown_one_is_refused(run, capsys):
     del run.config["args"]["tau"]
-    with pytest.raises(UserError, match="arguments that differ: tau"):
+    assert run.read_args(drol.Args).tau == drol.Args().tau
+    assert "take their defaults: --tau 0.005" in capsys.readouterr().out
+    run.config["args"]["num_winners"] = 2
+    with pytest.raises(UserError, match="this one has no --num-winners"):
         run.read_args(drol.Args)
+
+
+def test_a_run_knows_its_code_and_says_what_has_changed_since(run, capsys):
+    code = run.config["code"]
+    assert code["script"] == hashlib.sha256((REPOSITORY / "drol.py").read_bytes()).hexdigest()
+    run.note_changes_of_code()
+    assert capsys.readouterr().out == ""
+    run.config["code"] = code | {"script": "0" * 64, "commit": "abcdef0123456789"}
+    run.note_changes_of_code()
+    assert capsys.readouterr().out == f"note: drol.py changed since {run.path} began (with commit abcdef0123)\n"
 
 
 def test_other_data_is_refused(run):

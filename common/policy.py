@@ -1,0 +1,119 @@
+"""A trained policy for a program of one's own.
+
+    policy = load_policy("runs/door")
+    action = policy(observation, jax.random.key(0))
+
+`python -m common.policy RUN_DIR --out actor.npz` writes its actor for programs without JAX (see numpy_actor.py).
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, Key
+
+from common import algorithms
+from common.env_ids import EnvSpec
+from common.envs import make_evaluation_env
+from common.errors import exit_in_one_line
+from common.files import write_whole
+from common.run_directory import RunDirectory, read_config
+from common.runs import Runs
+
+NUM_LATENTS = 1024  # of an exported actor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, so that `jax.jit(policy)` works
+class Policy:
+    """What a run has learned so far, as it is evaluated. A function for `jax.jit` and `jax.vmap`, not a pytree.
+
+    Attributes:
+        params: of the networks.
+        act: the script's (params, observation, key) -> action.
+        spec: environment and task.
+        dataset_path: data that it was trained on; Minari's names the environment.
+        step: updates.
+    """
+
+    params: Any
+    act: Callable[..., Float[Array, " action"]]
+    spec: EnvSpec
+    dataset_path: pathlib.Path
+    step: int
+
+    def __call__(
+        self, observation: Float[Array | np.ndarray, "*batch o"], key: Key[Array, "*keys"]
+    ) -> Float[Array, "*batch a"]:
+        """The action, in [-1, 1], for one observation [o] and a key, or for a batch [batch, o].
+
+        Args:
+            observation: as `make_env` gives it: flat.
+            key: of the latent. For a batch one for each observation, or one that is split.
+        """
+        observation = jnp.asarray(observation)
+        if observation.ndim == 1:
+            return self.act(self.params, observation, key)
+        keys = key if key.shape else jax.random.split(key, len(observation))
+        return jax.vmap(functools.partial(self.act, self.params))(observation, keys)
+
+    def make_env(self, **kwargs: Any) -> gymnasium.Env:
+        """The environment that it is evaluated in; `kwargs` go to the environment (`render_mode="rgb_array"`)."""
+        return make_evaluation_env(self.spec, self.dataset_path, **kwargs)
+
+
+def load_policy(run_dir: str | os.PathLike) -> Policy:
+    """The newest policy of a run, which may still be training.
+
+    Args:
+        run_dir: its folder.
+
+    Raises:
+        UserError: this is no run, without a checkpoint yet, or its script is not here.
+    """
+    path = pathlib.Path(run_dir)
+    name = read_config(path)["algorithm"]
+    algorithm = algorithms.load(name)
+    run = RunDirectory.open(path, name, lock=False)
+    args = run.read_args(algorithm.Args)
+    step, states = Runs([run]).read_newest_states(functools.partial(algorithm.init_state, args, *run.sizes()))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), states.params)
+    act = functools.partial(algorithm.sample_action, args)
+    return Policy(params, act, EnvSpec(**run.config["environment"]), run.dataset_path, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Write the actor of a run for programs without JAX."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """Run directory."""
+    out: pathlib.Path = pathlib.Path("actor.npz")
+    """File: `weight_0`, `bias_0`, .. of its layers, and `latents`, drawn from its prior."""
+
+
+def export(args: Args) -> None:
+    """Write the actor.
+
+    Raises:
+        UserError: there is none to be had, or the file cannot be written.
+    """
+    policy = load_policy(args.run)
+    algorithm = algorithms.load(read_config(args.run)["algorithm"])
+    layers = policy.params.actor.layers
+    latents = algorithm.sample_latents(jax.random.key(0), (NUM_LATENTS, layers[-1].out_features))
+    arrays = {f"weight_{i}": layer.weight for i, layer in enumerate(layers)}
+    arrays |= {f"bias_{i}": layer.bias for i, layer in enumerate(layers)} | {"latents": latents}
+    write_whole(args.out, lambda temporary: np.savez(temporary, **{k: np.asarray(a) for k, a in arrays.items()}))
+    print(f"{args.out}: the actor after {policy.step:,} updates; common/numpy_actor.py calls it")
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: export(tyro.cli(Args)))
