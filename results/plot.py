@@ -59,9 +59,12 @@ class Style:
 
 
 def styles(names: list[str]) -> dict[str, Style]:
-    """A colour and a marker for each method."""
-    spare = iter(SPARE_COLOURS * len(names))
-    return {name: Style(COLOURS.get(name) or next(spare), MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    """A colour and a marker for each method. Its first variant has the colour if the method itself is not there."""
+    spare, free, found = iter(SPARE_COLOURS * len(names)), dict(COLOURS), {}
+    for i, name in enumerate(sorted(names, key=lambda name: (name not in COLOURS, name))):
+        colour = free.pop(name.split(", ")[0], None) or next(spare)
+        found[name] = Style(colour, MARKERS[i % len(MARKERS)])
+    return found
 
 
 def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +201,7 @@ def draw_interquartile_means(axes: Axes, scores: dict[str, list[np.ndarray]], st
         axes.fill_betweenx([i - 0.25, i + 0.25], low, high, color=style[method].colour, alpha=0.5, lw=0)
         axes.plot([centre, centre], [i - 0.25, i + 0.25], c=style[method].colour, lw=3)
         axes.text(centre, i + 0.32, f"{centre:.1f}", ha="center", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(scores)), list(reversed(scores)))
+    axes.set_yticks(range(len(scores)), [method.replace(", ", ",\n") for method in reversed(scores)])
     axes.set(title=f"interquartile mean, {len(tasks)} tasks", xlabel="score", ylim=(-0.6, len(scores) - 0.1))
     axes.grid(axis="x", alpha=0.3, lw=0.5)
 
@@ -239,9 +242,12 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in lines)
     foot = 0.125 * (caption.count("\n") + 1) + 0.1
     handles = len(comparison.methods) + 1
-    longest = max(len(_with_seeds(method, comparison)) for method in comparison.methods)
-    legend_columns = min(handles, max(1, int(width / (0.06 * longest + 0.6))))  # inches: letters of 8 points, a handle
-    height = PANEL[1] * len(mosaic) + foot + 0.22 * math.ceil(handles / legend_columns)
+    letters = int((width - 0.8) / 0.06)  # in a line of the legend: inches, of 8 points, beside a handle
+    labels = {method: textwrap.fill(_with_seeds(method, comparison), letters) for method in comparison.methods}
+    longest = max(len(line) for label in labels.values() for line in label.splitlines())
+    legend_columns = min(handles, max(1, int(width / (0.06 * longest + 0.6))))
+    lines = sum(label.count("\n") for label in labels.values())
+    height = PANEL[1] * len(mosaic) + foot + 0.22 * math.ceil(handles / legend_columns) + 0.14 * lines
     figure = plt.figure(figsize=(width, height), layout="constrained")
     graphs, text = figure.subfigures(2, 1, height_ratios=[height - foot, foot])
     axes = graphs.subplot_mosaic(mosaic)
@@ -255,7 +261,7 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     legend = {}
     for panel in axes.values():
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            legend.setdefault(_with_seeds(label, comparison), handle)
+            legend.setdefault(labels.get(label, label), handle)
     graphs.legend(
         legend.values(), legend.keys(), loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=8
     )

@@ -291,8 +291,8 @@ def _method(script: str, args: dict[str, Any], spec: EnvSpec) -> tuple[str, dict
     others, size = [], []
     for setting, value in settings.items():
         paper = (defaults | published).get(setting)
-        if describe_value(value) == describe_value(paper):
-            continue
+        if describe_value(value) == describe_value(paper) or (setting not in defaults and not value):
+            continue  # what this script does not have, and was off, changed nothing
         if setting in ("offline_steps", "hidden_sizes"):
             size.append(f"{setting} {describe_value(value)}")
         elif setting in SIZE:

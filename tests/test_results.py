@@ -293,6 +293,7 @@ def test_the_legend_stays_within_the_figure(tmp_path):
         write_run(tmp_path / "k16", num_candidates=16),
         write_run(tmp_path / "star", num_candidates=4, bc_coef=0.03),
         write_run(tmp_path / "fql", algorithm="fql"),
+        write_run(tmp_path / "many", learning_rate=1e-4, batch_size=32, tau=0.1, q_coef=3.0, critic_num_candidates=7),
     ]
     figure = plot.draw(runs.read(paths), "updates")
     figure.canvas.draw()
