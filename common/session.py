@@ -17,7 +17,7 @@ from common.seeds import Seeds
 from common.signals import StopSignals
 
 SHORT_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
-SHOWN = ("critic/loss", "critic/q_mean", "actor/q_mean")  # metrics on the progress bar
+SHOWN = ("critic/loss", "critic/q_mean", "actor/q_mean")  # metrics on the progress bar, of those that the algorithm has
 
 
 class Session:
@@ -106,7 +106,9 @@ class Session:
             means = self.runs.unlogged.means(first, end)
             self.runs.log("train", end, means)
             self.runs.log("time", end, [self.progress.times()] * len(self.seeds))
-            self.progress.report({name: float(np.mean([mean[name] for mean in means])) for name in SHOWN})
+            self.progress.report(
+                {name: float(np.mean([mean[name] for mean in means])) for name in SHOWN if name in means[0]}
+            )
 
     def save_is_due(self, end: int) -> bool:
         """Whether a checkpoint belongs after update `end`: one for its evaluation, or --save-minutes have passed."""
