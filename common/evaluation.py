@@ -387,9 +387,9 @@ def evaluate_run(
         runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )
     with contextlib.closing(evaluator), StopSignals() as stop:
-        step, states = runs.read_newest_states(functools.partial(init_state, args, *run.sizes()))
+        step, params = runs.read_newest_params(functools.partial(init_state, args, *run.sizes()))
         policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
-        policy = policies(states.params)
+        policy = policies(params)
         results = evaluator(policy, stop.requested)
         if results is None:
             return [Outcome(run.path, step, None)]

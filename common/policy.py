@@ -83,8 +83,8 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     algorithm = algorithms.load(name)
     run = RunDirectory.open(path, name, lock=False)
     args = run.read_args(algorithm.Args)
-    step, states = Runs([run]).read_newest_states(functools.partial(algorithm.init_state, args, *run.sizes()))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), states.params)
+    step, params = Runs([run]).read_newest_params(functools.partial(algorithm.init_state, args, *run.sizes()))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params)
     act = functools.partial(algorithm.sample_action, args)
     return Policy(params, act, EnvSpec(**run.config["environment"]), run.dataset_path, step)
 

@@ -40,6 +40,12 @@ class Checkpoint(NamedTuple):
     unlogged: dict[str, np.ndarray] | None = None  # metrics since the last row of train.csv
 
 
+class Learned(NamedTuple):
+    """What is needed of a state to act, whatever the rest of it was when it was saved."""
+
+    params: Any
+
+
 class Outcome(NamedTuple):
     """Of one run: its folder, updates so far, and its headline score, if it has ended."""
 
@@ -231,8 +237,8 @@ class Runs:
         """The checkpoints after update `step`, as NumPy arrays in the structure of `like`, [seeds, ...]."""
         return _stack([run.restore(step, like) for run in self._runs])
 
-    def read_newest_states(self, init_state: Callable[[Key[Array, ""]], Any]) -> tuple[int, Any]:
-        """`last_common_step`, and what had been learned by then: states, as NumPy arrays, [seeds, ...].
+    def read_newest_params(self, init_state: Callable[[Key[Array, ""]], Any]) -> tuple[int, Any]:
+        """`last_common_step`, and what had been learned by then: parameters, as NumPy arrays, [seeds, ...].
 
         Of a run that is training, a checkpoint may be pruned between the two: then there is a newer one.
 
@@ -242,10 +248,10 @@ class Runs:
         Raises:
             UserError: there is no checkpoint yet.
         """
-        like = Checkpoint(jax.eval_shape(init_state, jax.random.key(0)))
+        like = Checkpoint(Learned(jax.eval_shape(init_state, jax.random.key(0)).params))
         while (step := self.last_common_step(like)) > 0:
             with contextlib.suppress(FileNotFoundError):
-                return step, self.read(step, like).state
+                return step, self.read(step, like).state.params
         raise UserError(f"{', '.join(str(run.path) for run in self._runs)}: no checkpoint yet")
 
     def rewind(self, step: int) -> None:
