@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Key
 from common import algorithms
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
-from common.errors import exit_in_one_line
+from common.errors import UserError, exit_in_one_line
 from common.files import write_whole
 from common.run_directory import RunDirectory, read_config
 from common.runs import Runs
@@ -103,7 +103,7 @@ def export(args: Args) -> None:
     """Write the actor.
 
     Raises:
-        UserError: there is none to be had, or the file cannot be written.
+        UserError: there is none to be had, or the name does not end in .npz.
     """
     policy = load_policy(args.run)
     algorithm = algorithms.load(read_config(args.run)["algorithm"])
@@ -111,6 +111,8 @@ def export(args: Args) -> None:
     latents = algorithm.sample_latents(jax.random.key(0), (NUM_LATENTS, layers[-1].out_features))
     arrays = {f"weight_{i}": layer.weight for i, layer in enumerate(layers)}
     arrays |= {f"bias_{i}": layer.bias for i, layer in enumerate(layers)} | {"latents": latents}
+    if args.out.suffix != ".npz":
+        raise UserError(f"--out {args.out}: the name has to end in .npz")
     write_whole(args.out, lambda temporary: np.savez(temporary, **{k: np.asarray(a) for k, a in arrays.items()}))
     print(f"{args.out}: the actor after {policy.step:,} updates; common/numpy_actor.py calls it")
 
