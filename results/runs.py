@@ -30,7 +30,7 @@ SIZE = ("offline_steps", "online_steps", "buffer_size", "hidden_sizes", "eval_in
 BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes")
 # What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
 # differently on another processor.
-RECIPE = ("episodes", "episode_steps", "seed", "oracle", "versions")
+RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "versions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,8 +304,8 @@ def _method(script: str, args: dict[str, Any], spec: EnvSpec) -> tuple[str, dict
 
 def _identity(dataset: dict[str, Any]) -> str:
     """Of a data set: its SHA-256; where it was collected by a known recipe, that of the recipe."""
-    if dataset["source"] == "collected" and all(name in dataset for name in RECIPE):
-        recipe = json.dumps({name: dataset[name] for name in RECIPE}, sort_keys=True)
+    if dataset["source"] == "collected" and "versions" in dataset and ("oracle" in dataset or "policy" in dataset):
+        recipe = json.dumps({name: dataset.get(name) for name in RECIPE}, sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()
     return dataset["sha256"]
 

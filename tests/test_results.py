@@ -337,11 +337,12 @@ def test_the_bootstrap_is_stratified():
     assert low < plot.interquartile_mean(np.array([0.0, 10.0, 20.0]), np.full(3, 90.0), axis=-1) < high
 
 
-def test_data_collected_again_by_the_same_recipe_is_the_same_data_and_is_named(tmp_path, markdown):
+@pytest.mark.parametrize("recipe", [{"episode_steps": 1001, "oracle": "scripted"}, {"policy": "door.npz, SHA-256 0"}])
+def test_data_collected_again_by_the_same_recipe_is_the_same_data_and_is_named(recipe, tmp_path, markdown):
     """Another processor rounds a simulation differently: the files differ, the experiment does not."""
 
     def collected_here(config, sha256, versions):
-        config["dataset"] |= {"episode_steps": 1001, "oracle": "scripted", "versions": versions, "sha256": sha256}
+        config["dataset"] |= recipe | {"versions": versions, "sha256": sha256}
 
     for seed, sha256, version in ((0, "a" * 64, "1"), (1, "b" * 64, "1"), (2, "c" * 64, "2")):
         path = write_run(tmp_path / str(seed), seed=seed)
