@@ -1,0 +1,299 @@
+"""Routing at work: cells, winners and handoffs of DROL in training on pointmaze, whose actions have two dimensions.
+
+python results/mechanism.py
+
+Trains with `update` of drol.py, once as it is and once by imitation alone, and measures in every update how many data
+actions change their winner (the same latents before and after) and how far winners move. After some numbers of updates
+it lets improvement alone take a few steps, which shows what routing does when a winner leaves. Writes
+mechanism/handoff.csv, improvement.csv, candidates.csv and q.csv and, made from these, mechanism.pdf and mechanism.png.
+"""
+
+import csv
+import dataclasses
+import functools
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Array, Float
+from scipy.spatial import Voronoi, voronoi_plot_2d
+
+import drol
+from common import datasets
+from common.arguments import complete
+from common.env_ids import resolve
+from common.errors import UserError, exit_in_one_line
+from common.replay import Dataset, sample_batch
+from common.seeds import keys_of_runs
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = pathlib.Path(__file__).parent
+METHODS = {"DROL": 1.0, "imitation alone": 0.0}  # q_coef
+PROBES = 512  # data actions at which an improvement step is looked at
+GRID = np.linspace(-1, 1, 33)  # of each action, for Q
+PANELS = ("early", "a handoff", "a stable winner")
+WHAT = ("data", "before", "after")  # in candidates.csv
+CURVES = {
+    "handed_off": "share of actions handed off\nin an update",
+    "winner_moved": "how far a winner moves\nin an update",
+}
+DISTANCES = {
+    "distance_before": ("winner, before", "0.6"),
+    "distance_of_old_winner": ("the same candidate, after", "#D55E00"),
+    "distance_of_new_winner": ("winner, after", "#0072B2"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Voronoi cells, winners and handoffs of DROL on pointmaze-medium."""
+
+    num_candidates: int = 16
+    """K."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    updates: tuple[int, int, int] = (100, 1000, 5000)
+    """Numbers of updates after which an improvement step is looked at, a panel each; training ends with the last."""
+    interval: int = 100
+    """Updates that a row of handoff.csv is the mean of; divides the others."""
+    improvement_steps: int = 3
+    """Adam steps on the improvement loss alone that make an improvement step."""
+    seeds: int = 3
+    """Seeds, trained together."""
+    episodes: int = 100
+    """Episodes of the data set, collected if it is not there."""
+    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
+    """Folder of the data set."""
+    render_only: bool = False
+    """Draw again what is in the CSV files."""
+    out: pathlib.Path = HERE / "mechanism"
+    """Folder to write to."""
+
+
+def propose(
+    actor: drol.MLP, observations: Float[Array, "batch observation"], latents: Float[Array, "batch K 2"]
+) -> Float[Array, "batch K 2"]:
+    """The candidates of each state."""
+    return jnp.clip(jax.vmap(jax.vmap(actor, in_axes=(None, 0)))(observations, latents), -1, 1)
+
+
+def handoff(
+    before: Float[Array, "batch K 2"], after: Float[Array, "batch K 2"], actions: Float[Array, "batch 2"]
+) -> dict[str, Float[Array, " batch"]]:
+    """What becomes of each action's winner, from the candidates of the same latents before and after a change."""
+    distances, distances_after = (jnp.linalg.norm(c - actions[:, None], axis=-1) for c in (before, after))
+    rows, winner = jnp.arange(len(actions)), distances.argmin(axis=1)
+    return {
+        "handed_off": (distances_after.argmin(axis=1) != winner).astype(jnp.float32),
+        "winner_moved": jnp.linalg.norm(after[rows, winner] - before[rows, winner], axis=-1),
+        "distance_before": distances[rows, winner],
+        "distance_of_old_winner": distances_after[rows, winner],
+        "distance_of_new_winner": distances_after.min(axis=1),
+    }
+
+
+def train_and_watch(its: drol.Args, state: drol.TrainState, data: Dataset, key: Array, num_updates: int):
+    """`train_chunk` of drol.py and what it does to winners, a mean over actions and updates."""
+
+    def one_update(state: drol.TrainState, _):
+        batch_key, noise_key = drol.keys_of_update(key, state.step)
+        batch, noise = sample_batch(data, its.batch_size, batch_key), drol.sample_noise(its, 2, noise_key)
+        after, _ = drol.update(its, state, batch, noise)
+        candidates = (propose(s.params.actor, batch.observations, noise.latents) for s in (state, after))
+        return after, jax.tree.map(jnp.mean, handoff(*candidates, batch.actions))
+
+    state, watched = jax.lax.scan(one_update, state, None, length=num_updates)
+    return state, jax.tree.map(jnp.mean, watched)
+
+
+def improve(its: drol.Args, params: drol.Params, data: Dataset, key: Array, num_steps: int) -> drol.Params:
+    """A few steps of the actor on drol.py's improvement loss alone, while the critic stands still."""
+    its = dataclasses.replace(its, bc_coef=0.0)
+    optimizer = drol.optimizer(its)
+
+    def one_step(carry, step_key: Array):
+        params, opt_state = carry
+        batch_key, noise_key = jax.random.split(step_key)
+        batch, noise = sample_batch(data, its.batch_size, batch_key), drol.sample_noise(its, 2, noise_key)
+        grads = jax.grad(lambda params: drol.actor_loss(its, params, batch, noise)[0])(params)
+        changes, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, changes), opt_state), None
+
+    return jax.lax.scan(one_step, (params, optimizer.init(params)), jax.random.split(key, num_steps))[0][0]
+
+
+def measure(args: Args) -> None:
+    """All CSV files."""
+    spec = resolve("pointmaze-medium")
+    where = {"dataset_path": None, "dataset_dir": args.dataset_dir}
+    dataset, _ = datasets.load(spec, **where, source="collect", collect_episodes=args.episodes, collect_workers=1)
+    settings = {"hidden_sizes": args.hidden_sizes, "num_candidates": args.num_candidates}
+    its = complete(drol.Args(env_id="pointmaze-medium", **settings), spec, drol.published_settings)[0]
+    data = jax.device_put(dataset)
+    args.out.mkdir(parents=True, exist_ok=True)
+    snapshots = watch_training(args, its, data)
+    watch_improvement(args, its, data, snapshots)
+
+
+def watch_training(args: Args, its: drol.Args, data: Dataset) -> dict[int, drol.Params]:
+    """handoff.csv; and DROL's parameters, of all seeds, after `args.updates`."""
+    keys, snapshots = keys_of_runs(range(args.seeds)), {}
+    init = jax.jit(jax.vmap(functools.partial(drol.init_state, its, data.observation_dim, data.action_dim)))
+    with (args.out / "handoff.csv").open("w") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("method", "seed", "updates", *CURVES))
+        for method, q_coef in METHODS.items():
+            of_method = functools.partial(train_and_watch, dataclasses.replace(its, q_coef=q_coef))
+            train = jax.jit(jax.vmap(functools.partial(of_method, num_updates=args.interval), (0, None, 0)))
+            states = init(keys.init)
+            for end in range(args.interval, args.updates[-1] + 1, args.interval):
+                states, watched = train(states, data, keys.train)
+                for seed in range(args.seeds):
+                    table.writerow((method, seed, end, *(f"{watched[name][seed]:.4g}" for name in CURVES)))
+                if method == "DROL" and end in args.updates:
+                    snapshots[end] = states.params
+                if end % (5 * args.interval) == 0:
+                    print(f"{method}: {end:,} of {args.updates[-1]:,} updates", flush=True)
+    return snapshots
+
+
+def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict[int, drol.Params]) -> None:
+    """The other CSV files: an improvement step from each snapshot, seen at the same data actions and latents."""
+    probe_key, latent_key, improvement_key = jax.random.split(jax.random.key(0), 3)
+    probes = sample_batch(data, PROBES, probe_key)
+    latents = drol.sample_latents(latent_key, (PROBES, its.num_candidates, 2))
+
+    @jax.jit
+    @jax.vmap
+    def step(params: drol.Params):
+        improved = improve(its, params, data, improvement_key, args.improvement_steps)
+        before, after = (propose(p.actor, probes.observations, latents) for p in (params, improved))
+        return before, after, handoff(before, after, probes.actions)
+
+    steps = {end: jax.tree.map(np.asarray, step(params)) for end, params in snapshots.items()}
+    with (args.out / "improvement.csv").open("w") as file:
+        table = csv.writer(file, lineterminator="\n")
+        for end, (_, _, became) in steps.items():
+            if end == args.updates[0]:
+                table.writerow(("seed", "updates", *became))
+            for seed in range(args.seeds):
+                table.writerow((seed, end, *(f"{of_seeds[seed].mean():.4g}" for of_seeds in became.values())))
+
+    # Drawn, of seed 0: an action that the middle snapshot's improvement step hands off, and the others' does not.
+    actions = np.asarray(probes.actions)
+    early, middle, late = (became["handed_off"][0] == 1 for _, _, became in steps.values())
+    inside = np.abs(actions).max(axis=1) < 0.9  # has room around it
+    fitting = np.flatnonzero(~early & middle & ~late & inside)
+    if not len(fitting):
+        raise UserError(f"none of {inside.sum()} actions is handed off after {args.updates[1]} updates alone")
+    print(f"drawn: the first of {len(fitting)} actions of {inside.sum()} inside the box that only the middle hands off")
+    drawn = fitting[0]
+    grid = np.stack([x.ravel() for x in np.meshgrid(GRID, GRID)], axis=-1)
+    observations = jnp.broadcast_to(probes.observations[drawn], (len(grid), data.observation_dim))
+    with (args.out / "candidates.csv").open("w") as points, (args.out / "q.csv").open("w") as values:
+        candidates, q_of_grid = (csv.writer(file, lineterminator="\n") for file in (points, values))
+        candidates.writerow(("updates", "what", "action_1", "action_2"))
+        q_of_grid.writerow(("updates", "action_1", "action_2", "q"))
+        for end, (before, after, _) in steps.items():
+            for what, xy in zip(WHAT, (actions[[drawn]], before[0, drawn], after[0, drawn]), strict=True):
+                candidates.writerows((end, what, f"{x:.4f}", f"{y:.4f}") for x, y in xy)
+            critic = jax.tree.map(lambda of_seeds: of_seeds[0], snapshots[end].critic)
+            q = np.asarray(drol.aggregate(drol.q_values(critic, observations, jnp.asarray(grid)), its.actor_q_agg))
+            q_of_grid.writerows((end, f"{x:.4f}", f"{y:.4f}", f"{z:.6g}") for (x, y), z in zip(grid, q, strict=True))
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """Rows of a CSV file, numbers as numbers."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return [{name: x if name in ("method", "what") else float(x) for name, x in row.items()} for row in rows]
+
+
+def render(folder: pathlib.Path) -> None:
+    """mechanism.pdf and mechanism.png from the CSV files."""
+    plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
+    figure, axes = plt.subplots(2, 3, figsize=(8.6, 6.4), layout="constrained", height_ratios=(1.45, 1))
+    draw_panels(figure, axes[0], read(folder / "candidates.csv"), read(folder / "q.csv"))
+    draw_curves(axes[1, :2], read(folder / "handoff.csv"))
+    draw_distances(axes[1, 2], read(folder / "improvement.csv"))
+    for ending, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 160})):
+        figure.savefig(folder / f"mechanism{ending}", **options)
+    plt.close(figure)
+
+
+def draw_panels(figure: plt.Figure, axes: np.ndarray, candidates: list[dict], values: list[dict]) -> None:
+    """Cells, candidates and Q of one data action, a panel for each snapshot."""
+    snapshots = sorted({row["updates"] for row in candidates})
+    q = [np.array([v["q"] for v in values if v["updates"] == end]).reshape(2 * GRID.shape) for end in snapshots]
+    levels = np.linspace(min((of_box - of_box.max()).min() for of_box in q), 0, 11)
+    for ax, end, title, of_box in zip(axes, snapshots, PANELS, q, strict=True):
+        image = ax.contourf(GRID, GRID, of_box - of_box.max(), levels=levels, cmap="Greens", alpha=0.75)
+        here = [row for row in candidates if row["updates"] == end]
+        draw_routing(ax, *(np.array([(p["action_1"], p["action_2"]) for p in here if p["what"] == w]) for w in WHAT))
+        ax.set(aspect="equal", xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), xlabel="action 1", ylabel="action 2")
+        ax.set_title(f"{title}, after {end:,.0f} updates", fontsize=9)
+    figure.colorbar(image, ax=axes, label="Q below its maximum", shrink=0.85, format="%.2f")
+    handles = axes[1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+
+
+def draw_routing(ax: plt.Axes, data: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
+    """K candidates and their cells before an improvement step, and where it takes the winner of the data action."""
+    far = 10 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])  # closes all other cells
+    cells = Voronoi(np.concatenate([before, far]))
+    voronoi_plot_2d(cells, ax, show_points=False, show_vertices=False, line_colors="0.35", line_width=0.6)
+    old, new = (np.linalg.norm(candidates - data, axis=1).argmin() for candidates in (before, after))
+    ax.plot(*before.T, "o", c="k", ms=3, label="candidates")
+    ax.plot(*data[0], "*", c="#F0E442", mec="k", mew=0.7, ms=13, label="data action")
+    ax.plot(*before[old], "o", c="#D55E00", ms=7, label="winner, before")
+    ax.annotate("", after[old], before[old], arrowprops={"arrowstyle": "-", "color": "#D55E00", "lw": 1.5})
+    ax.plot(*after[old], "o", mfc="w", mec="#D55E00", mew=1.5, ms=7, label="the same, after")
+    ax.plot(*after[new], "o", mfc="none", mec="#0072B2", mew=1.8, ms=12, label="winner, after")
+
+
+def draw_curves(axes: np.ndarray, handoffs: list[dict]) -> None:
+    """Each seed thin, their mean thick."""
+    for ax, (metric, label) in zip(axes, CURVES.items(), strict=True):
+        for method, colour in zip(METHODS, ("#0072B2", "#D55E00"), strict=True):
+            rows = [row for row in handoffs if row["method"] == method]
+            updates = sorted({row["updates"] for row in rows})
+            of_seeds = np.array([[row[metric] for row in rows if row["updates"] == end] for end in updates])
+            ax.plot(updates, of_seeds, c=colour, lw=0.5, alpha=0.35)
+            ax.plot(updates, of_seeds.mean(axis=1), c=colour, lw=1.3, label=method)
+        ax.set(xlabel="updates", ylabel=label, xlim=(0, None), ylim=(0, None))
+        ax.grid(alpha=0.3, lw=0.5)
+    axes[0].legend(fontsize=8)
+
+
+def draw_distances(ax: plt.Axes, improvements: list[dict]) -> None:
+    """Bars: means over seeds; dots: each."""
+    snapshots = sorted({row["updates"] for row in improvements})
+    for i, (metric, (label, colour)) in enumerate(DISTANCES.items()):
+        of_seeds = [[row[metric] for row in improvements if row["updates"] == end] for end in snapshots]
+        places = np.arange(len(snapshots)) + 0.27 * (i - 1)
+        ax.bar(places, np.mean(of_seeds, axis=1), 0.25, color=colour, label=label)
+        ax.plot(places, of_seeds, ".", c="k", ms=3)
+    ax.set_xticks(range(len(snapshots)), [f"{end:,.0f}" for end in snapshots])
+    ax.set(xlabel="updates", ylabel="distance to the data action\nat an improvement step")
+    ax.set_ylim(0, 1.5 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(fontsize=7, loc="upper right")
+
+
+def main(args: Args) -> None:
+    """Train and watch, then draw."""
+    if not args.render_only:
+        measure(args)
+    render(args.out)
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))
