@@ -53,9 +53,9 @@ def test_watching_changes_no_update_and_sees_the_same_latents_on_both_sides():
 def test_an_improvement_step_raises_q_and_moves_the_actor_alone():
     args = make_args(drol, num_candidates=4, batch_size=32, learning_rate=3e-3)
     data, params = jax.device_put(random_dataset()), init(drol, args, 0).params
-    improved = jax.jit(functools.partial(mechanism.improve, args, num_steps=20))(params, data, jax.random.key(1))
+    improved = jax.jit(functools.partial(mechanism.improve, args, num_steps=60))(params, data, jax.random.key(1))
     assert largest(jax.tree.map(jnp.subtract, improved.critic, params.critic)) == 0
     batch = drol.sample_batch(data, 32, jax.random.key(2))
     noise = drol.sample_noise(args, 2, jax.random.key(3))
     q_before, q_after = (drol.actor_loss(args, p, batch, noise)[1]["actor/q_mean"] for p in (params, improved))
-    assert q_after > q_before + 0.01
+    assert q_after > q_before + 0.3  # imitation alone happens to raise it by 0.2
