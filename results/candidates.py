@@ -71,7 +71,7 @@ def read(folder: pathlib.Path) -> list[dict]:
 
 
 def draw(rows: list[dict]) -> plt.Figure:
-    """One row of panels for each metric, one column for each task; each seed a dot, the line their mean."""
+    """A row of panels for each task, a column for each metric; each seed a dot, the line their mean."""
     plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
     with PUBLISHED.open() as file:
         paper = list(csv.DictReader(file))
@@ -82,16 +82,16 @@ def draw(rows: list[dict]) -> plt.Figure:
     for i, task in enumerate(tasks):
         ours = [row for row in rows if row["task"] == task]
         ks = sorted({row["K"] for row in ours})
-        updates = sorted({row["updates"] for row in ours})
         for ax, (metric, label) in zip(axes[i], LABELS.items(), strict=True):
             published = [(int(p["K"]), float(p[metric])) for p in paper if p["task"] == task and p[metric]]
             if published:
                 ax.plot(*zip(*published, strict=True), "s--", c="0.4", ms=4, label="paper, 1,000,000 updates")
-            means = [np.mean([row[metric] for row in ours if row["K"] == k]) for k in ks]
-            done = " to ".join(f"{u:,}" for u in dict.fromkeys((updates[0], updates[-1])))
-            style = "o-" if len(ks) > 2 else "o"  # two points are no curve
-            ax.plot(ks, means, style, c="#0072B2", ms=3, label=f"here, {done} updates")
-            ax.plot([row["K"] for row in ours], [row[metric] for row in ours], "o", c="#0072B2", ms=3, alpha=0.4)
+            for index, updates in enumerate(sorted({row["updates"] for row in ours})):
+                runs = [row for row in ours if row["updates"] == updates]
+                seeds = {k: [row[metric] for row in runs if row["K"] == k] for k in ks}
+                means = [(k, np.mean(values)) for k, values in seeds.items() if values]
+                ax.plot(*zip(*means, strict=True), "o-", c=f"C{index}", ms=3, label=f"here, {updates:,} updates")
+                ax.plot([row["K"] for row in runs], [row[metric] for row in runs], "o", c=f"C{index}", ms=3, alpha=0.4)
             ax.set_xscale("log", base=2)
             ticks = sorted({*ks, *(k for k, _ in published)})
             ax.set_xticks(ticks, ticks)

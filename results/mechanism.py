@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 import tyro
 from jaxtyping import Array, Float
 from scipy.spatial import Voronoi, voronoi_plot_2d
@@ -30,7 +29,7 @@ from common import datasets
 from common.arguments import complete
 from common.env_ids import resolve
 from common.errors import UserError, exit_in_one_line
-from common.replay import Dataset, sample_batch
+from common.replay import Batch, Dataset, sample_batch
 from common.seeds import keys_of_runs
 
 matplotlib.use("Agg")
@@ -65,8 +64,8 @@ class Args:
     """Numbers of updates after which an improvement step is looked at, a panel each; training ends with the last."""
     interval: int = 100
     """Updates that a row of handoff.csv is the mean of; divides the others."""
-    improvement_steps: int = 3
-    """Adam steps on the improvement loss alone that make an improvement step."""
+    distance: float = 0.3
+    """How far an improvement step moves a winner (actions are within -1 and 1)."""
     seeds: int = 3
     """Seeds, trained together."""
     episodes: int = 100
@@ -115,20 +114,27 @@ def train_and_watch(its: drol.Args, state: drol.TrainState, data: Dataset, key: 
     return state, jax.tree.map(jnp.mean, watched)
 
 
-def improve(its: drol.Args, params: drol.Params, data: Dataset, key: Array, num_steps: int) -> drol.Params:
-    """A few steps of the actor on drol.py's improvement loss alone, while the critic stands still."""
-    its = dataclasses.replace(its, bc_coef=0.0)
-    optimizer = drol.optimizer(its)
+def improvement_step(
+    its: drol.Args, params: drol.Params, transition: Batch, latents: Float[Array, "K 2"], distance: float
+) -> tuple[Float[Array, "K 2"], Float[Array, "K 2"]]:
+    """The candidates of one state before and after a step of the actor on the improvement loss of this state alone.
 
-    def one_step(carry, step_key: Array):
-        params, opt_state = carry
-        batch_key, noise_key = jax.random.split(step_key)
-        batch, noise = sample_batch(data, its.batch_size, batch_key), drol.sample_noise(its, 2, noise_key)
-        grads = jax.grad(lambda params: drol.actor_loss(its, params, batch, noise)[0])(params)
-        changes, opt_state = optimizer.update(grads, opt_state)
-        return (optax.apply_updates(params, changes), opt_state), None
+    A plain gradient step on `actor_loss` of drol.py, as long as it takes for the winner to move by `distance`, to first
+    order. What the other candidates do is up to the network. A winner that is clipped in both dimensions stays.
+    """
+    batch = jax.tree.map(lambda leaf: leaf[None], transition)
+    noise = drol.Noise(next_latents=latents[:1], latents=latents[None])
+    improvement = dataclasses.replace(its, bc_coef=0.0)
+    gradient = jax.grad(lambda params: drol.actor_loss(improvement, params, batch, noise)[0])(params).actor
+    downhill = jax.tree.map(jnp.negative, gradient)
 
-    return jax.lax.scan(one_step, (params, optimizer.init(params)), jax.random.split(key, num_steps))[0][0]
+    def candidates(actor: drol.MLP) -> Float[Array, "K 2"]:
+        return propose(actor, batch.observations, noise.latents)[0]
+
+    before, velocities = jax.jvp(candidates, (params.actor,), (downhill,))
+    winner = jnp.linalg.norm(before - transition.actions, axis=-1).argmin()
+    rate = distance / jnp.maximum(jnp.linalg.norm(velocities[winner]), 1e-9)
+    return before, candidates(jax.tree.map(lambda leaf, change: leaf + rate * change, params.actor, downhill))
 
 
 def measure(args: Args) -> None:
@@ -168,15 +174,15 @@ def watch_training(args: Args, its: drol.Args, data: Dataset) -> dict[int, drol.
 
 def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict[int, drol.Params]) -> None:
     """The other CSV files: an improvement step from each snapshot, seen at the same data actions and latents."""
-    probe_key, latent_key, improvement_key = jax.random.split(jax.random.key(0), 3)
+    probe_key, latent_key = jax.random.split(jax.random.key(0))
     probes = sample_batch(data, PROBES, probe_key)
     latents = drol.sample_latents(latent_key, (PROBES, its.num_candidates, 2))
 
     @jax.jit
     @jax.vmap
     def step(params: drol.Params):
-        improved = improve(its, params, data, improvement_key, args.improvement_steps)
-        before, after = (propose(p.actor, probes.observations, latents) for p in (params, improved))
+        of_probe = functools.partial(improvement_step, its, params, distance=args.distance)
+        before, after = jax.vmap(of_probe)(probes, latents)
         return before, after, handoff(before, after, probes.actions)
 
     steps = {end: jax.tree.map(np.asarray, step(params)) for end, params in snapshots.items()}
