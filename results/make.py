@@ -10,6 +10,7 @@ import tyro
 
 import antmaze
 import candidates
+import mechanism
 import plot
 import speed
 import table
@@ -42,6 +43,7 @@ def main(args: Args) -> None:
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
     candidates.main(candidates.Args(args.folder / "candidates"))
     toy.render(args.folder / "toy")
+    mechanism.render(args.folder / "mechanism")
     speed.render(args.folder / "speed" / "speed")
 
 

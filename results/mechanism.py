@@ -194,15 +194,20 @@ def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict
             for seed in range(args.seeds):
                 table.writerow((seed, end, *(f"{of_seeds[seed].mean():.4g}" for of_seeds in became.values())))
 
-    # Drawn, of seed 0: an action that the middle snapshot's improvement step hands off, and the others' does not.
+    # Drawn, of seed 0: an action that the middle snapshot's improvement step hands off, and the others' does not, where
+    # the box clips neither action nor winners. Of these, the one to which its new winner is nearest as against the old.
     actions = np.asarray(probes.actions)
-    early, middle, late = (became["handed_off"][0] == 1 for _, _, became in steps.values())
-    inside = np.abs(actions).max(axis=1) < 0.9  # has room around it
-    fitting = np.flatnonzero(~early & middle & ~late & inside)
-    if not len(fitting):
+    of_seed = [{name: of_seeds[0] for name, of_seeds in became.items()} for _, _, became in steps.values()]
+    inside = np.abs(actions).max(axis=1) < 0.9
+    for became in of_seed:
+        inside &= became["winner_moved"] > 0.8 * args.distance
+    early, middle, late = (became["handed_off"] == 1 for became in of_seed)
+    fitting = inside & ~early & middle & ~late
+    if not fitting.any():
         raise UserError(f"none of {inside.sum()} actions is handed off after {args.updates[1]} updates alone")
-    print(f"drawn: the first of {len(fitting)} actions of {inside.sum()} inside the box that only the middle hands off")
-    drawn = fitting[0]
+    print(f"of {inside.sum()} actions inside the box, {fitting.sum()} are handed off in the middle alone")
+    gain = of_seed[1]["distance_of_old_winner"] - of_seed[1]["distance_of_new_winner"]
+    drawn = np.where(fitting, gain, -np.inf).argmax()
     grid = np.stack([x.ravel() for x in np.meshgrid(GRID, GRID)], axis=-1)
     observations = jnp.broadcast_to(probes.observations[drawn], (len(grid), data.observation_dim))
     with (args.out / "candidates.csv").open("w") as points, (args.out / "q.csv").open("w") as values:
@@ -214,7 +219,7 @@ def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict
                 candidates.writerows((end, what, f"{x:.4f}", f"{y:.4f}") for x, y in xy)
             critic = jax.tree.map(lambda of_seeds: of_seeds[0], snapshots[end].critic)
             q = np.asarray(drol.aggregate(drol.q_values(critic, observations, jnp.asarray(grid)), its.actor_q_agg))
-            q_of_grid.writerows((end, f"{x:.4f}", f"{y:.4f}", f"{z:.6g}") for (x, y), z in zip(grid, q, strict=True))
+            q_of_grid.writerows((end, f"{x:.4g}", f"{y:.4g}", f"{z:.6g}") for (x, y), z in zip(grid, q, strict=True))
 
 
 def read(path: pathlib.Path) -> list[dict]:
@@ -227,7 +232,7 @@ def read(path: pathlib.Path) -> list[dict]:
 def render(folder: pathlib.Path) -> None:
     """mechanism.pdf and mechanism.png from the CSV files."""
     plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
-    figure, axes = plt.subplots(2, 3, figsize=(8.6, 6.4), layout="constrained", height_ratios=(1.45, 1))
+    figure, axes = plt.subplots(2, 3, figsize=(8.6, 5.8), layout="constrained", height_ratios=(1.3, 1))
     draw_panels(figure, axes[0], read(folder / "candidates.csv"), read(folder / "q.csv"))
     draw_curves(axes[1, :2], read(folder / "handoff.csv"))
     draw_distances(axes[1, 2], read(folder / "improvement.csv"))
@@ -239,15 +244,15 @@ def render(folder: pathlib.Path) -> None:
 def draw_panels(figure: plt.Figure, axes: np.ndarray, candidates: list[dict], values: list[dict]) -> None:
     """Cells, candidates and Q of one data action, a panel for each snapshot."""
     snapshots = sorted({row["updates"] for row in candidates})
-    q = [np.array([v["q"] for v in values if v["updates"] == end]).reshape(2 * GRID.shape) for end in snapshots]
+    q = [np.array([v["q"] for v in values if v["updates"] == end]).reshape(GRID.size, GRID.size) for end in snapshots]
     levels = np.linspace(min((of_box - of_box.max()).min() for of_box in q), 0, 11)
     for ax, end, title, of_box in zip(axes, snapshots, PANELS, q, strict=True):
         image = ax.contourf(GRID, GRID, of_box - of_box.max(), levels=levels, cmap="Greens", alpha=0.75)
         here = [row for row in candidates if row["updates"] == end]
         draw_routing(ax, *(np.array([(p["action_1"], p["action_2"]) for p in here if p["what"] == w]) for w in WHAT))
         ax.set(aspect="equal", xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), xlabel="action 1", ylabel="action 2")
-        ax.set_title(f"{title}, after {end:,.0f} updates", fontsize=9)
-    figure.colorbar(image, ax=axes, label="Q below its maximum", shrink=0.85, format="%.2f")
+        ax.set_title(f"{title}: {end:,.0f} updates", fontsize=9)
+    figure.colorbar(image, ax=axes, label="Q(s, a) - max Q(s, .)", shrink=0.8, format="%.2f")
     handles = axes[1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
 
@@ -258,12 +263,13 @@ def draw_routing(ax: plt.Axes, data: np.ndarray, before: np.ndarray, after: np.n
     cells = Voronoi(np.concatenate([before, far]))
     voronoi_plot_2d(cells, ax, show_points=False, show_vertices=False, line_colors="0.35", line_width=0.6)
     old, new = (np.linalg.norm(candidates - data, axis=1).argmin() for candidates in (before, after))
-    ax.plot(*before.T, "o", c="k", ms=3, label="candidates")
+    ax.plot(*np.stack([before, after]).transpose(2, 0, 1), c="k", lw=0.7)
+    ax.plot(*before.T, "o", c="k", ms=3, label="candidates, and where they go")
     ax.plot(*data[0], "*", c="#F0E442", mec="k", mew=0.7, ms=13, label="data action")
     ax.plot(*before[old], "o", c="#D55E00", ms=7, label="winner, before")
     ax.annotate("", after[old], before[old], arrowprops={"arrowstyle": "-", "color": "#D55E00", "lw": 1.5})
-    ax.plot(*after[old], "o", mfc="w", mec="#D55E00", mew=1.5, ms=7, label="the same, after")
-    ax.plot(*after[new], "o", mfc="none", mec="#0072B2", mew=1.8, ms=12, label="winner, after")
+    ax.plot(*after[old], "o", mfc="w", mec="#D55E00", mew=1.5, ms=7, clip_on=False, label="the same, after")
+    ax.plot(*after[new], "o", mfc="none", mec="#0072B2", mew=1.8, ms=12, clip_on=False, label="winner, after")
 
 
 def draw_curves(axes: np.ndarray, handoffs: list[dict]) -> None:

@@ -396,12 +396,13 @@ def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp
         "quick-start": ("updates",),
         "online": ("updates",),
         "toy": ("toy",),
+        "mechanism": ("mechanism",),
         "candidates": ("candidates",),
     }
     made |= {"antmaze": ("updates", "antmaze-medium", "antmaze-large")}
     endings = {"updates": (".pdf", ".png"), "minutes": (".pdf", ".png"), "table": (".md", ".csv", ".tex")}
     endings |= {"antmaze-medium": (".pdf", ".png"), "antmaze-large": (".pdf", ".png")}
-    endings["toy"] = (".pdf", ".png")
+    endings |= {"toy": (".pdf", ".png"), "mechanism": (".pdf", ".png")}
     endings["candidates"] = (".csv", ".pdf", ".png")
     endings["speed"] = (".md", ".pdf", ".png")
     shutil.copytree(committed, tmp_path / "results", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
