@@ -91,9 +91,11 @@ def handoff(
     """What becomes of each action's winner, from the candidates of the same latents before and after a change."""
     distances, distances_after = (jnp.linalg.norm(c - actions[:, None], axis=-1) for c in (before, after))
     rows, winner = jnp.arange(len(actions)), distances.argmin(axis=1)
+    moved = jnp.linalg.norm(after - before, axis=-1)
     return {
         "handed_off": (distances_after.argmin(axis=1) != winner).astype(jnp.float32),
-        "winner_moved": jnp.linalg.norm(after[rows, winner] - before[rows, winner], axis=-1),
+        "winner_moved": moved[rows, winner],
+        "others_moved": (moved.sum(axis=1) - moved[rows, winner]) / (moved.shape[1] - 1),
         "distance_before": distances[rows, winner],
         "distance_of_old_winner": distances_after[rows, winner],
         "distance_of_new_winner": distances_after.min(axis=1),

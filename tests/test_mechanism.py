@@ -27,6 +27,7 @@ def test_a_handoff_is_a_change_of_the_nearest_candidate():
         expected = {
             "handed_off": min(squares_after) < squares_after[winner],
             "winner_moved": sum((after[i, winner] - before[i, winner]) ** 2) ** 0.5,
+            "others_moved": np.mean([sum((after[i, k] - before[i, k]) ** 2) ** 0.5 for k in range(5) if k != winner]),
             "distance_before": min(squares) ** 0.5,
             "distance_of_old_winner": squares_after[winner] ** 0.5,
             "distance_of_new_winner": min(squares_after) ** 0.5,
