@@ -209,12 +209,17 @@ def describe_value(value: Any) -> str:
 
 
 def _find(paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
-    """Run directories and their names; each folder that is none stands for the folders in it."""
+    """Run directories and their names. A folder that is none stands for those in it, or in its folders (a sweep's)."""
     found = {}
     for path in paths:
-        inside = [] if (path / "config.json").exists() else sorted(p for p in path.glob("*") if p.is_dir())
+        inside = []
+        if not (path / "config.json").exists():
+            in_sweep = sorted(config.parent for config in path.glob("*/*/config.json"))
+            folders = sorted(folder for folder in path.glob("*") if folder.is_dir())
+            inside = [*in_sweep, *(f for f in folders if not in_sweep or (f / "config.json").exists())]
         for folder in inside or [path]:
-            found[folder.resolve()] = folder, f"{path.name}/{folder.name}" if inside else str(folder)
+            name = f"{path.name}/{folder.relative_to(path)}" if inside else str(folder)
+            found[folder.resolve()] = folder, name
     return list(found.values())
 
 
