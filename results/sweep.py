@@ -7,10 +7,10 @@
 Any argument of the training scripts is passed on. Several values are a product (--num-candidates 1 4 16); one that is
 itself a list is given several times (--hidden-sizes 256 256 --hidden-sizes 512 512).
 
-A run's folder says what it is, FOLDER/drol-cube-double-task3-k16/seed3; what has several values in the grid, and what is
-given instead of a published setting, is in its name, too. So the same command again goes on with what was stopped, tries
-again what failed, and starts nothing that is done or under way. `results/table.py FOLDER` and `results/plot.py FOLDER`
-show what is there.
+A run's folder says what it is, FOLDER/drol-cube-double-task3-k16/seed3; what has several values in the grid, or is
+given instead of a published setting, is in its name, too. So the same command again goes on with what was stopped,
+tries again what failed, and starts nothing that is done or under way. `results/table.py FOLDER` and `results/plot.py
+FOLDER` show what is there.
 """
 
 import pathlib

@@ -1,0 +1,409 @@
+"""Sweeps: the grid, jobs that fail or are killed, and the same sweep here and on a real Slurm."""
+
+import csv
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import REPOSITORY, run_script
+
+sys.path.insert(0, str(REPOSITORY / "results"))
+
+import jobs
+import sweep
+
+from common.errors import UserError
+from common.run_directory import read_table
+
+UPDATES = 6000
+TASKS, METHODS = ("pointmaze-medium", "pointmaze-medium-task3"), ("drol", "fql")
+TOY = ("--hidden-sizes", 8, 8, "--batch-size", 8, "--offline-steps", UPDATES, "--eval-interval", 3000)
+TOY = (
+    *TOY,
+    "--eval-episodes",
+    2,
+    "--eval-workers",
+    1,
+    "--log-interval",
+    100,
+    "--save-minutes",
+    0.01,
+    "--data-source",
+    "collect",
+)
+SLURM = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "slurmd", "munged")]
+
+
+def grid(*words: str, **settings) -> list[sweep.Method]:
+    return sweep.grid(sweep.Args(**settings), [str(word) for word in words])
+
+
+# The grid
+
+
+def test_the_grid_of_the_paper_has_its_published_settings():
+    with (REPOSITORY / "results" / "paper" / "hyperparameters.csv").open() as file:
+        published = {row["family"]: row for row in csv.DictReader(file)}
+    methods = grid(tasks=("paper",))
+    assert len(methods) == 68 * 3
+    assert len({method.name for method in methods}) == 68 * 3
+    seen = set()
+    for method in methods:
+        spec, learned = sweep.resolve(method.task), json.loads(method.learned)
+        row = published[spec.family]
+        algorithm = method.label.split("(")[0].rstrip("*")
+        column = algorithm.lower()
+        assert learned["discount"] == float(row[f"{column}_discount"]), method.name
+        assert learned["q_agg"] == row[f"{column}_q_agg"], method.name
+        assert method.updates == int(row["offline_steps"]), method.name
+        if algorithm == "FQL":
+            assert learned["alpha"] == float(row["fql_alpha"]), method.name
+        else:
+            k = row["drol_k_tuned" if method.label == "DROL*" else "drol_k"]
+            assert learned["bc_coef"] == float(row["drol_bc_coef"]), method.name
+            assert method.name.endswith(f"-k{k}"), method.name
+        assert "default" not in method.settings and "given" not in method.settings, method.name
+        seen.add((spec.family, spec.task, method.label))
+    tasks = {family: 5 if row["suite"] == "ogbench" else 1 for family, row in published.items()}
+    expected = {
+        (family, task if number > 1 else None, label)
+        for family, number in tasks.items()
+        for task in range(1, number + 1)
+        for label in ("DROL(16)", "DROL*", "FQL")
+    }
+    assert seen == expected
+
+
+def test_a_dry_run_of_the_paper_takes_less_than_five_seconds_and_writes_nothing(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ("--tasks", "paper", "--seeds", 8, "--dry-run", "--folder", tmp_path / "sweep")
+    result = run_script(*words, script="results/sweep.py", variables={"PYTHONPATH": hide(tmp_path, "submitit")})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # however busy the machine is
+    assert "204 methods, 1632 jobs: 1632 new" in result.stdout
+    assert not (tmp_path / "sweep").exists()
+
+
+def hide(folder: pathlib.Path, package: str) -> str:
+    (folder / "hidden").mkdir()
+    (folder / "hidden" / f"{package}.py").write_text("raise ImportError('not to be imported')\n")
+    return str(folder / "hidden")
+
+
+def test_lists_of_values_are_a_product_and_belong_to_the_algorithms_that_have_them():
+    names = [m.name for m in grid("--num-candidates", 1, 4, "--tau", 0.01, 0.005, tasks=("cube-double",))]
+    assert names == [
+        *("drol-cube-double-k1-tau0.01", "drol-cube-double-k1-tau0.005"),
+        *("drol-cube-double-k4-tau0.01", "drol-cube-double-k4-tau0.005"),
+        *("fql-cube-double-tau0.01", "fql-cube-double-tau0.005"),
+        *("drol-star-cube-double-k64-tau0.01", "drol-star-cube-double-k64-tau0.005"),
+    ]
+    sizes = grid("--hidden-sizes", 8, 8, "--hidden-sizes", 16, algorithms=("fql",))
+    assert [m.name for m in sizes] == ["fql-cube-double-hidden-sizes8x8", "fql-cube-double-hidden-sizes16"]
+    flags = grid("--normalize-q-loss", "--no-normalize-q-loss", algorithms=("fql",))
+    assert [json.loads(m.learned)["normalize_q_loss"] for m in flags] == [True, False]
+
+
+def test_what_differs_from_the_published_settings_is_in_the_name_and_the_rest_is_not():
+    (published,) = grid("--bc-coef", 3, "--offline-steps", 10, algorithms=("drol",))
+    (own,) = grid("--bc-coef", 1, "--batch-size", 8, algorithms=("drol",))
+    assert published.name == "drol-cube-double-k16"
+    assert own.name == "drol-cube-double-k16-bc-coef1"
+
+
+@pytest.mark.parametrize("words", [("--nonsense", 1), ("--seed", 1), ("3",), ("--num-candidates", 0)])
+def test_arguments_that_are_no_scripts_or_the_sweeps_own_are_refused(words):
+    with pytest.raises(UserError):
+        grid(*words)
+
+
+def test_groups_of_the_table_and_names_are_tasks_once():
+    assert [spec.short_name for spec in sweep.tasks_named(["cube-double-task2", "ogbench/cube-double"])] == [
+        f"cube-double-task{task}" for task in (2, 1, 3, 4, 5)
+    ]
+    assert len(sweep.tasks_named(["d4rl"])) == 18 and len(sweep.tasks_named(["ogbench", "paper"])) == 68
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path):
+    sweep.record(tmp_path, grid("--batch-size", 8))
+    sweep.check_settings(tmp_path, grid("--batch-size", 8, "--eval-workers", 3))
+    with pytest.raises(UserError, match="was begun with batch_size 8, not 16"):
+        sweep.check_settings(tmp_path, grid("--batch-size", 16))
+
+
+# Jobs
+
+
+def make_run(folder: pathlib.Path, seeds_together: list[int], *, saved: bool) -> None:
+    folder.mkdir(parents=True)
+    config = {"seeds_together": seeds_together, "args": {"offline_steps": 100, "online_steps": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoints").mkdir()
+    if saved:
+        (folder / "checkpoints" / "step-000000001.npz").touch()
+
+
+def test_seeds_go_on_together_as_they_began(tmp_path):
+    for seed in (2, 3):
+        make_run(tmp_path / "x" / f"seed{seed}", [2, 3], saved=True)
+    make_run(tmp_path / "x" / "seed6", [6, 7], saved=True)  # the folder of seed 7 is gone
+    make_run(tmp_path / "x" / "seed8", [8, 9], saved=False)  # killed before the folder of seed 9 was made
+    groups = jobs.together(tmp_path, "x", range(10), 3)
+    assert groups == [(0, 1, 4), (2, 3), (5, 7, 8), (6,), (9,)]
+
+
+@pytest.fixture
+def make_job(tmp_path) -> Callable[..., jobs.Job]:
+    def make_job(name: str, program: str) -> jobs.Job:
+        script = tmp_path / f"{name}.py"
+        script.write_text(program)
+        return jobs.Job(tmp_path / "sweep", name, str(script), ())
+
+    return make_job
+
+
+def work(members: list[jobs.Job], attempts: int = 1, places: list[jobs.Place] | None = None) -> tuple[list, list[str]]:
+    said: list[str] = []
+    workers = jobs.Workers(places or [jobs.Place("here")], attempts, said.append)
+    return workers.work(members), said
+
+
+def test_a_job_that_fails_is_tried_again_after_the_others_and_then_named_with_its_last_line(make_job):
+    bad = make_job("bad", "print('first')\nraise SystemExit('error: no such thing')")
+    good = make_job("good", "print('well')")
+    failed, said = work([bad, good], attempts=2)
+    assert failed == [bad] and bad.failure.attempts == 2 and bad.failure.line == "error: no such thing"
+    assert [line.split(":")[0] for line in said] == [
+        *("started on here", "failed (will be tried again)", "started on here", "done (1 of 2)"),
+        *("started on here", "failed (given up)"),
+    ]
+    assert good.is_done and good.failure is None and not bad.is_done
+    assert sweep.failures([good, bad])[0].startswith("bad: failed 2 times, last on ")
+
+
+def test_a_job_that_is_killed_succeeds_at_its_second_attempt(make_job, tmp_path):
+    once = tmp_path / "once"
+    program = f"import os, pathlib\nonce = pathlib.Path({str(once)!r})\nif not once.exists():\n"
+    program += "    once.touch(); print('alive', flush=True); os.kill(os.getpid(), 9)\n"
+    job = make_job("killed", program)
+    failed, said = work([job], attempts=2)
+    assert failed == [] and job.is_done and job.failure is None
+    assert "killed by SIGKILL after: alive" in said[1]
+
+
+def test_jobs_that_share_a_gpu_run_at_once_each_with_its_share_of_the_memory(make_job, tmp_path):
+    program = """
+        import os, pathlib, time
+        folder, me = pathlib.Path({folder!r}), {me}
+        (folder / f"here{{me}}").write_text(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
+        deadline = time.monotonic() + 30
+        while not (folder / f"here{{1 - me}}").exists():
+            assert time.monotonic() < deadline, "the other one does not come"
+            time.sleep(0.02)
+    """.replace("\n        ", "\n")
+    pair = [make_job(f"job{me}", program.format(folder=str(tmp_path), me=me)) for me in (0, 1)]
+    failed, _ = work(pair, places=[jobs.Place("gpu 0", jobs.sharing_a_gpu(2))] * 2)
+    assert failed == []
+    assert (tmp_path / "here0").read_text() == (tmp_path / "here1").read_text() == "0.45"
+    assert jobs.sharing_a_gpu(1) == ()
+
+
+def test_slurm_parameters_come_from_a_file_and_the_command_line(tmp_path):
+    file = tmp_path / "cluster.toml"
+    file.write_text('partition = "gpu"\ntime = 60\nadditional_parameters = { nice = 100 }\n')
+    parameters = sweep.slurm_parameters(sweep.Args(slurm_config=file, slurm=("time=720", "constraint=a100")))
+    assert parameters["partition"] == "gpu" and parameters["time"] == 720 and parameters["constraint"] == "a100"
+    assert parameters["additional_parameters"] == {"nice": 100}
+    with pytest.raises(UserError, match="not KEY=VALUE"):
+        sweep.slurm_parameters(sweep.Args(slurm=("gpu",)))
+
+
+# The whole, here and on Slurm: what is disturbed in one is left in peace in the other
+
+
+def toy(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str]:
+    words = ("--tasks", *TASKS, "--algorithms", *METHODS, "--seeds", 2, "--seeds-per-job", 2, *TOY)
+    words = (*words, "--collect-episodes", 4, "--dataset-dir", data, "--folder", folder, *more)
+    return [sys.executable, str(REPOSITORY / "results" / "sweep.py"), *map(str, words)]
+
+
+def run_toy(*words: object, variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    env = os.environ | (variables or {})
+    return subprocess.run(toy(*words), cwd=REPOSITORY, capture_output=True, text=True, timeout=240, env=env)
+
+
+def rows(folder: pathlib.Path, method: str) -> int:
+    table = folder / method / "seed1" / "train.csv"
+    return table.read_text().count("\n") if table.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 180) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def kill_trainer(folder: pathlib.Path, method: str) -> None:
+    run = os.fsencode(folder / method)
+    (trainer,) = (file.parent for file in pathlib.Path("/proc").glob("[0-9]*/cmdline") if run in file.read_bytes())
+    os.kill(int(trainer.name), signal.SIGKILL)
+
+
+METHOD_NAMES = ("drol-pointmaze-medium-k16", "fql-pointmaze-medium")
+METHOD_NAMES = (*METHOD_NAMES, "drol-pointmaze-medium-task3-k16", "fql-pointmaze-medium-task3")
+
+
+@pytest.fixture(scope="session")
+def swept_here(pointmaze_file, once) -> pathlib.Path:
+    """On this machine: the first method is killed, the second stopped by Ctrl-C, with the whole sweep."""
+
+    def make(folder: pathlib.Path) -> None:
+        command = toy(folder, pointmaze_file.parent, "--jobs-at-once", 2)
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        wait_for(lambda: rows(folder, METHOD_NAMES[0]) > 5 and rows(folder, METHOD_NAMES[1]) > 5)
+        kill_trainer(folder, METHOD_NAMES[0])
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "killed by SIGKILL after" in out and "stopped; the same command goes on" in out
+        assert rows(folder, METHOD_NAMES[1]) < UPDATES // 100
+        result = run_toy(folder, pointmaze_file.parent, "--jobs-at-once", 2)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "4 jobs: 2 stopped, 2 new" in result.stdout or "1 failed, 1 stopped, 2 new" in result.stdout
+
+    return once("swept-here", make)
+
+
+def check_complete(folder: pathlib.Path) -> None:
+    for method in METHOD_NAMES:
+        for seed in (0, 1):
+            assert [row["step"] for row in read_table(folder / method / f"seed{seed}" / "eval.csv")] == [3000, UPDATES]
+
+
+def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, pointmaze_file, tmp_path):
+    check_complete(swept_here)
+    again = run_toy(swept_here, pointmaze_file.parent)
+    assert again.returncode == 0 and "4 jobs: 4 done; nothing is left to do\nnothing to start\n" in again.stdout
+
+    table = run_script(swept_here, script="results/table.py")
+    assert table.returncode == 0, table.stderr
+    for task in TASKS:
+        assert sum(f"| {task} " in line for line in table.stdout.splitlines()) == 2, table.stdout
+    status = run_script("--status", "--folder", swept_here, script="results/sweep.py")
+    assert status.returncode == 0, status.stderr
+    assert status.stdout.count("6,000 of 6,000") == 4
+    page = (swept_here / "status.html").read_text()
+    assert page.count("6,000 of 6,000") == 4 and page.count("<svg") == 1
+    assert "<script" not in page and "<img" not in page and "<link" not in page  # one file
+
+
+def test_a_job_without_data_is_named_with_its_last_line(tmp_path):
+    words = (
+        "--tasks",
+        "cube-double",
+        "--algorithms",
+        "drol",
+        "--seeds",
+        1,
+        "--attempts",
+        1,
+        "--folder",
+        tmp_path / "x",
+    )
+    result = run_script(*words, "--dataset-path", tmp_path / "nowhere.npz", script="results/sweep.py")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: 1 of 1 jobs failed; --status names them"
+    status = run_script("--status", "--folder", tmp_path / "x", script="results/sweep.py")
+    assert f"error: --dataset-path {tmp_path / 'nowhere.npz'}: no such file" in status.stdout
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A Slurm of two nodes on this machine, started by tests/slurm/start."""
+    if None in SLURM or shutil.which("sbatch") is None:
+        pytest.skip("Slurm is not installed (Debian: slurmctld slurmd munge slurm-client)")
+    if os.geteuid() != 0:
+        pytest.skip("starting Slurm's daemons needs root")
+    pytest.importorskip("submitit")
+    folder = tmp_path_factory.mktemp("slurm")
+    subprocess.run([REPOSITORY / "tests" / "slurm" / "start", folder], check=True, timeout=60)
+    yield {"SLURM_CONF": str(folder / "slurm.conf")}
+    subprocess.run([REPOSITORY / "tests" / "slurm" / "stop", folder], check=False)
+
+
+def ask(slurm: dict[str, str], *words: str) -> str:
+    result = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, timeout=60)
+    return result.stdout
+
+
+def job_id(folder: pathlib.Path, name: str) -> str:
+    return json.loads((folder / "jobs" / "slurm.json").read_text())[name]
+
+
+def start_requeued(slurm: dict[str, str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
+    """Once it is queued again, away from the node that it failed on; Slurm itself would wait two minutes."""
+
+    def is_queued() -> bool:
+        text = ask(slurm, "scontrol", "show", "job", job)
+        queued = f"Restarts={restarts} " in text and "JobState=PENDING" in text
+        return queued and ("ExcNodeList=(null)" not in text) == elsewhere
+
+    wait_for(is_queued)
+    ask(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(slurm, swept_here, pointmaze_file, tmp_path):
+    folder = tmp_path / "sweep"
+    result = run_toy(folder, pointmaze_file.parent, "--on", "slurm", variables=slurm)
+    assert result.returncode == 0, result.stderr
+    names = [f"{method}-seeds0-1" for method in METHOD_NAMES]
+    ids = [job_id(folder, name) for name in names]
+    assert len({job.split("_")[0] for job in ids}) == 1  # one array
+    again = run_toy(folder, pointmaze_file.parent, "--on", "slurm", variables=slurm)
+    assert again.stdout.endswith("nothing to start\n"), again.stdout
+
+    wait_for(lambda: rows(folder, METHOD_NAMES[2]) > 5)
+    ask(slurm, "scancel", "--signal", "USR2", ids[2])  # as before a time limit, or preemption
+    start_requeued(slurm, ids[2])
+    stopped_at = rows(folder, METHOD_NAMES[2])
+    assert stopped_at < UPDATES // 100
+    wait_for(lambda: rows(folder, METHOD_NAMES[2]) > stopped_at)
+    kill_trainer(folder, METHOD_NAMES[2])
+    start_requeued(slurm, ids[2], restarts=2, elsewhere=True)
+    wait_for(lambda: rows(folder, METHOD_NAMES[3]) > 5)
+    ask(slurm, "scontrol", "requeue", ids[3])
+    start_requeued(slurm, ids[3])
+    wait_for(lambda: not ask(slurm, "squeue", "--noheader"))
+    check_complete(folder)
+    for method in METHOD_NAMES:
+        for seed in (0, 1):
+            for table in ("train.csv", "eval.csv"):
+                mine, other = (each / method / f"seed{seed}" / table for each in (folder, swept_here))
+                assert mine.read_bytes() == other.read_bytes(), mine
+    again = run_toy(folder, pointmaze_file.parent, "--on", "slurm", variables=slurm)
+    assert again.stdout.endswith("nothing to start\n"), again.stdout
+    assert run_script(folder, script="results/table.py").returncode == 0
+
+
+def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path):
+    words = ("--tasks", "cube-double", "--algorithms", "drol", "--seeds", 1, "--attempts", 2, "--on", "slurm")
+    words = (*words, "--folder", tmp_path / "x", "--dataset-path", tmp_path / "nowhere.npz")
+    result = run_script(*words, script="results/sweep.py", variables=slurm)
+    assert result.returncode == 0, result.stderr
+    job = job_id(tmp_path / "x", "drol-cube-double-k16-seed0")
+    start_requeued(slurm, job, elsewhere=True)
+    failed_on = json.loads((tmp_path / "x" / "jobs" / "drol-cube-double-k16-seed0.failed").read_text())["node"]
+    wait_for(lambda: not ask(slurm, "squeue", "--noheader"))
+    failure = json.loads((tmp_path / "x" / "jobs" / "drol-cube-double-k16-seed0.failed").read_text())
+    assert failure["attempts"] == 2 and {failed_on, failure["node"]} == {"one", "two"}
+    assert failure["line"] == f"error: --dataset-path {tmp_path / 'nowhere.npz'}: no such file"
