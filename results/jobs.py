@@ -4,6 +4,7 @@ Job schedulers load this file before each job: it imports neither JAX nor submit
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -262,6 +263,7 @@ class Workers:
         """
         self._places, self._attempts, self._say = list(places), attempts, say
         self._running: dict[Job, tuple[subprocess.Popen, Place, int]] = {}
+        self._told: set[int] = set()  # processes that were asked to end
         self.stopping = False
 
     def work(self, jobs: Iterable[Job]) -> list[Job]:
@@ -302,30 +304,33 @@ class Workers:
                     again = tried[job] < self._attempts
                     (waiting if again else failed).append(job)
                     self._say(f"failed ({'will be tried again' if again else 'given up'}): {job.name}: {failure.line}")
+            if self.stopping:
+                self._tell()  # one that was just being started
             time.sleep(0.1)
         return failed
 
     def stop(self) -> None:
         """Ask the jobs that are under way to save and end, and begin no other."""
         self.stopping = True
-        self._signal(signal.SIGTERM)
+        self._tell()
 
     def kill(self) -> None:
-        """End them at once; their last checkpoints can be resumed."""
+        """End them at once, their evaluation processes, too; their last checkpoints can be resumed."""
         self.stopping = True
-        self._signal(signal.SIGKILL)
+        for process, _, _ in list(self._running.values()):
+            os.killpg(process.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Until those that were asked to end have ended."""
-        for process, _, _ in self._running.values():
-            process.wait()
-
-    def _signal(self, number: int) -> None:
+        """Until those that were asked to end have ended. Not `Popen.wait`: it may hold a lock that this interrupts."""
         for process, _, _ in list(self._running.values()):
-            if number == signal.SIGKILL:
-                os.killpg(process.pid, number)  # evaluation processes, too
-            else:
-                process.send_signal(number)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+    def _tell(self) -> None:
+        for process, _, _ in list(self._running.values()):
+            if process.pid not in self._told:
+                self._told.add(process.pid)
+                process.send_signal(signal.SIGTERM)
 
 
 def _last_word(log: pathlib.Path, begin: int, status: int) -> str:

@@ -125,6 +125,7 @@ class Method:
         learned: everything that has a part in what is learned, as JSON.
         data: name of the job that fetches its data set, and the options of results/fetch.py; None with --dataset-path.
         seeds: how many.
+        seeds_per_job: how many train together, where they are new.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Method:
     learned: str
     data: tuple[str, tuple[str, ...]] | None
     seeds: int
+    seeds_per_job: int
 
 
 def paper_tasks() -> dict[str, list[str]]:
@@ -236,6 +238,7 @@ def _method(
         learned=json.dumps(learned, sort_keys=True, default=str),
         data=None if settings.dataset_path else _data(spec, settings),
         seeds=args.seeds,
+        seeds_per_job=args.seeds_per_job,
     )
 
 
@@ -269,17 +272,17 @@ class Standing:
         return self.state in ("failed", "stopped", "new")
 
 
-def stand(sweep: pathlib.Path, methods: list[Method], seeds_per_job: int) -> list[Standing]:
+def stand(sweep: pathlib.Path, methods: list[Method]) -> list[Standing]:
     """The jobs of the grid, and the state of each by its files, by who holds them, and by Slurm."""
     queue, submitted = slurm_queue(), _read(sweep / "jobs" / "slurm.json", {})
     standings = []
     for method in methods:
-        for seeds in together(sweep, method.name, range(method.seeds), seeds_per_job):
+        for seeds in together(sweep, method.name, range(method.seeds), method.seeds_per_job):
             job = Job(sweep, method.name, method.script, method.options, seeds)
-            in_queue = queue.get(submitted.get(job.name, ""))
+            in_queue = {queue[job_id] for job_id in map(submitted.get, slurm_keys(job)) if job_id in queue}
             if job.is_done:
                 state = "done"
-            elif job.holder or in_queue == "RUNNING":
+            elif job.holder or "RUNNING" in in_queue:
                 state = "running"
             elif in_queue:
                 state = "waiting"
@@ -289,6 +292,11 @@ def stand(sweep: pathlib.Path, methods: list[Method], seeds_per_job: int) -> lis
                 state = "stopped" if any(map(is_begun, job.runs)) else "new"
             standings.append(Standing(method, job, state))
     return standings
+
+
+def slurm_keys(job: Job) -> list[str]:
+    """What jobs/slurm.json says of a job: the Slurm job of each of its runs, however they were grouped."""
+    return [f"{job.method}/seed{seed}" for seed in job.seeds] or [job.name]
 
 
 def slurm_queue() -> dict[str, str]:
@@ -422,7 +430,7 @@ def show_status(sweep: pathlib.Path) -> None:
     if record is None:
         raise UserError(f"{sweep}: no sweep was started here; name its --folder")
     methods = [_method_of(entry) for entry in record]
-    standings, seconds = stand(sweep, methods, 1), device_seconds(sweep, methods)
+    standings, seconds = stand(sweep, methods), device_seconds(sweep, methods)
     rows, estimate = status_rows(standings, seconds), describe_estimate(standings, seconds)
     failed = failures([*data_jobs(sweep, methods), *(standing.job for standing in standings)])
     print(tabulate(rows, HEADER, tablefmt="github", disable_numparse=True))
@@ -612,7 +620,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
                 array = [executor.submit(task) for task in tasks[first : first + ARRAY_SIZE]]
             ids += [job.job_id for job in array]
         for pack, job_id in zip(packs, ids, strict=True):
-            submitted.update({job.name: job_id for job in pack})
+            submitted.update({key: job_id for job in pack for key in slurm_keys(job)})
         text = json.dumps(submitted, indent=1)
         write_whole(sweep / "jobs" / "slurm.json", lambda temporary: temporary.write_text(text))
         return ids
@@ -642,7 +650,7 @@ def main(args: Args, passed_on: list[str]) -> None:
     methods = grid(args, passed_on)
     check_settings(sweep, methods)
     with contextlib.nullcontext() if args.dry_run else alone(sweep):
-        standings = stand(sweep, methods, args.seeds_per_job)
+        standings = stand(sweep, methods)
         print(describe_grid(standings, device_seconds(sweep, methods)), flush=True)
         if args.dry_run:
             return None

@@ -1,5 +1,6 @@
 """Sweeps: the grid, jobs that fail or are killed, and the same sweep here and on a real Slurm."""
 
+import contextlib
 import csv
 import json
 import os
@@ -19,26 +20,16 @@ sys.path.insert(0, str(REPOSITORY / "results"))
 
 import jobs
 import sweep
+import table
 
 from common.errors import UserError
 from common.run_directory import read_table
 
-UPDATES = 6000
+UPDATES = 4000
 TASKS, METHODS = ("pointmaze-medium", "pointmaze-medium-task3"), ("drol", "fql")
-TOY = ("--hidden-sizes", 8, 8, "--batch-size", 8, "--offline-steps", UPDATES, "--eval-interval", 3000)
-TOY = (
-    *TOY,
-    "--eval-episodes",
-    2,
-    "--eval-workers",
-    1,
-    "--log-interval",
-    100,
-    "--save-minutes",
-    0.01,
-    "--data-source",
-    "collect",
-)
+TOY = ("--hidden-sizes", 8, 8, "--batch-size", 8, "--offline-steps", UPDATES, "--eval-interval", UPDATES // 2)
+TOY = (*TOY, "--eval-episodes", 1, "--eval-workers", 1, "--log-interval", 100, "--save-minutes", 0.01)
+TOY = (*TOY, "--data-source", "collect", "--collect-episodes", 4)
 SLURM = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "slurmd", "munged")]
 
 
@@ -230,15 +221,27 @@ def test_slurm_parameters_come_from_a_file_and_the_command_line(tmp_path):
 # The whole, here and on Slurm: what is disturbed in one is left in peace in the other
 
 
-def toy(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str]:
-    words = ("--tasks", *TASKS, "--algorithms", *METHODS, "--seeds", 2, "--seeds-per-job", 2, *TOY)
-    words = (*words, "--collect-episodes", 4, "--dataset-dir", data, "--folder", folder, *more)
-    return [sys.executable, str(REPOSITORY / "results" / "sweep.py"), *map(str, words)]
+SETTINGS = {"tasks": TASKS, "algorithms": METHODS, "seeds": 2, "seeds_per_job": 2}
 
 
-def run_toy(*words: object, variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    env = os.environ | (variables or {})
-    return subprocess.run(toy(*words), cwd=REPOSITORY, capture_output=True, text=True, timeout=240, env=env)
+@contextlib.contextmanager
+def sweep_toy(folder: pathlib.Path, data: pathlib.Path, *more: object) -> Iterator[subprocess.Popen]:
+    """Start it in another process, which does not outlive the test."""
+    words = ("--tasks", *TASKS, "--algorithms", *METHODS, "--seeds", 2, "--seeds-per-job", 2, "--folder", folder)
+    words = (*words, *TOY, "--dataset-dir", data, *more)
+    command = [sys.executable, str(REPOSITORY / "results" / "sweep.py"), *map(str, words)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            for _ in range(2):  # the second ends its jobs at once
+                process.terminate()
+                time.sleep(0.2)
+
+
+def sweep_again(folder: pathlib.Path, data: pathlib.Path, on: str) -> None:
+    """In this process."""
+    sweep.main(sweep.Args(folder=folder, on=on, **SETTINGS), [str(word) for word in (*TOY, "--dataset-dir", data)])
 
 
 def rows(folder: pathlib.Path, method: str) -> int:
@@ -268,18 +271,18 @@ def swept_here(pointmaze_file, once) -> pathlib.Path:
     """On this machine: the first method is killed, the second stopped by Ctrl-C, with the whole sweep."""
 
     def make(folder: pathlib.Path) -> None:
-        command = toy(folder, pointmaze_file.parent, "--jobs-at-once", 2)
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-        wait_for(lambda: rows(folder, METHOD_NAMES[0]) > 5 and rows(folder, METHOD_NAMES[1]) > 5)
-        kill_trainer(folder, METHOD_NAMES[0])
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        with sweep_toy(folder, pointmaze_file.parent, "--jobs-at-once", 2) as process:
+            wait_for(lambda: rows(folder, METHOD_NAMES[0]) > 5 and rows(folder, METHOD_NAMES[1]) > 5)
+            kill_trainer(folder, METHOD_NAMES[0])
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "killed by SIGKILL after" in out and "stopped; the same command goes on" in out
         assert rows(folder, METHOD_NAMES[1]) < UPDATES // 100
-        result = run_toy(folder, pointmaze_file.parent, "--jobs-at-once", 2)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert "4 jobs: 2 stopped, 2 new" in result.stdout or "1 failed, 1 stopped, 2 new" in result.stdout
+        with sweep_toy(folder, pointmaze_file.parent, "--jobs-at-once", 2) as process:
+            out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, out
+        assert "4 jobs: 1 failed, 1 stopped, 2 new" in out
 
     return once("swept-here", make)
 
@@ -287,49 +290,39 @@ def swept_here(pointmaze_file, once) -> pathlib.Path:
 def check_complete(folder: pathlib.Path) -> None:
     for method in METHOD_NAMES:
         for seed in (0, 1):
-            assert [row["step"] for row in read_table(folder / method / f"seed{seed}" / "eval.csv")] == [3000, UPDATES]
+            steps = [row["step"] for row in read_table(folder / method / f"seed{seed}" / "eval.csv")]
+            assert steps == [UPDATES // 2, UPDATES]
 
 
-def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, pointmaze_file, tmp_path):
+def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, pointmaze_file, capsys):
     check_complete(swept_here)
-    again = run_toy(swept_here, pointmaze_file.parent)
-    assert again.returncode == 0 and "4 jobs: 4 done; nothing is left to do\nnothing to start\n" in again.stdout
-
-    table = run_script(swept_here, script="results/table.py")
-    assert table.returncode == 0, table.stderr
+    sweep_again(swept_here, pointmaze_file.parent, "local")
+    assert "4 jobs: 4 done; nothing is left to do\nnothing to start\n" in capsys.readouterr().out
+    table.main(table.Args((swept_here,)))
+    printed = capsys.readouterr().out
     for task in TASKS:
-        assert sum(f"| {task} " in line for line in table.stdout.splitlines()) == 2, table.stdout
-    status = run_script("--status", "--folder", swept_here, script="results/sweep.py")
-    assert status.returncode == 0, status.stderr
-    assert status.stdout.count("6,000 of 6,000") == 4
+        assert sum(f"| {task} " in line for line in printed.splitlines()) == 2, printed
+    sweep.main(sweep.Args(folder=swept_here, status=True), [])
+    assert capsys.readouterr().out.count(f"{UPDATES:,} of {UPDATES:,}") == 4
     page = (swept_here / "status.html").read_text()
-    assert page.count("6,000 of 6,000") == 4 and page.count("<svg") == 1
+    assert page.count(f"{UPDATES:,} of {UPDATES:,}") == 4 and page.count("<svg") == 1
     assert "<script" not in page and "<img" not in page and "<link" not in page  # one file
 
 
-def test_a_job_without_data_is_named_with_its_last_line(tmp_path):
-    words = (
-        "--tasks",
-        "cube-double",
-        "--algorithms",
-        "drol",
-        "--seeds",
-        1,
-        "--attempts",
-        1,
-        "--folder",
-        tmp_path / "x",
-    )
-    result = run_script(*words, "--dataset-path", tmp_path / "nowhere.npz", script="results/sweep.py")
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: 1 of 1 jobs failed; --status names them"
-    status = run_script("--status", "--folder", tmp_path / "x", script="results/sweep.py")
-    assert f"error: --dataset-path {tmp_path / 'nowhere.npz'}: no such file" in status.stdout
+FAILING = {"tasks": ("cube-double",), "algorithms": ("drol",), "seeds": 1}
+
+
+def test_a_job_without_data_is_named_with_its_last_line(tmp_path, capsys):
+    missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
+    with pytest.raises(UserError, match="1 of 1 jobs failed; --status names them"):
+        sweep.main(sweep.Args(folder=folder, attempts=1, **FAILING), ["--dataset-path", str(missing)])
+    sweep.main(sweep.Args(folder=folder, status=True), [])
+    assert f"error: --dataset-path {missing}: no such file" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """A Slurm of two nodes on this machine, started by tests/slurm/start."""
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """A Slurm of two nodes on this machine, started by tests/slurm/start: what SLURM_CONF has to be."""
     if None in SLURM or shutil.which("sbatch") is None:
         pytest.skip("Slurm is not installed (Debian: slurmctld slurmd munge slurm-client)")
     if os.geteuid() != 0:
@@ -337,73 +330,80 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
     pytest.importorskip("submitit")
     folder = tmp_path_factory.mktemp("slurm")
     subprocess.run([REPOSITORY / "tests" / "slurm" / "start", folder], check=True, timeout=60)
-    yield {"SLURM_CONF": str(folder / "slurm.conf")}
-    subprocess.run([REPOSITORY / "tests" / "slurm" / "stop", folder], check=False)
+    yield str(folder / "slurm.conf")
+    subprocess.run([REPOSITORY / "tests" / "slurm" / "stop", folder], check=True, timeout=60)
 
 
-def ask(slurm: dict[str, str], *words: str) -> str:
-    result = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, timeout=60)
-    return result.stdout
+@pytest.fixture
+def slurm(cluster, monkeypatch) -> Callable[..., str]:
+    """Runs one of Slurm's commands."""
+    monkeypatch.setenv("SLURM_CONF", cluster)
+
+    def slurm(*words: str) -> str:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    return slurm
 
 
-def job_id(folder: pathlib.Path, name: str) -> str:
-    return json.loads((folder / "jobs" / "slurm.json").read_text())[name]
-
-
-def start_requeued(slurm: dict[str, str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
+def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
     """Once it is queued again, away from the node that it failed on; Slurm itself would wait two minutes."""
 
     def is_queued() -> bool:
-        text = ask(slurm, "scontrol", "show", "job", job)
+        text = slurm("scontrol", "show", "job", job)
         queued = f"Restarts={restarts} " in text and "JobState=PENDING" in text
         return queued and ("ExcNodeList=(null)" not in text) == elsewhere
 
     wait_for(is_queued)
-    ask(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(slurm, swept_here, pointmaze_file, tmp_path):
-    folder = tmp_path / "sweep"
-    result = run_toy(folder, pointmaze_file.parent, "--on", "slurm", variables=slurm)
-    assert result.returncode == 0, result.stderr
-    names = [f"{method}-seeds0-1" for method in METHOD_NAMES]
-    ids = [job_id(folder, name) for name in names]
-    assert len({job.split("_")[0] for job in ids}) == 1  # one array
-    again = run_toy(folder, pointmaze_file.parent, "--on", "slurm", variables=slurm)
-    assert again.stdout.endswith("nothing to start\n"), again.stdout
+def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
+    slurm, swept_here, pointmaze_file, tmp_path, capsys
+):
+    folder, data = tmp_path / "sweep", pointmaze_file.parent
+    with sweep_toy(folder, data, "--on", "slurm") as process:
+        assert process.wait(timeout=60) == 0
+    submitted = json.loads((folder / "jobs" / "slurm.json").read_text())
+    ids = [submitted[f"{method}/seed0"] for method in METHOD_NAMES]
+    assert len({job.split("_")[0] for job in ids}) == 1 and len(set(ids)) == 4  # one array
+    sweep_again(folder, data, "slurm")
+    assert capsys.readouterr().out.endswith("nothing to start\n")
 
     wait_for(lambda: rows(folder, METHOD_NAMES[2]) > 5)
-    ask(slurm, "scancel", "--signal", "USR2", ids[2])  # as before a time limit, or preemption
+    slurm("scancel", "--signal", "USR2", ids[2])  # as before a time limit, or preemption
     start_requeued(slurm, ids[2])
     stopped_at = rows(folder, METHOD_NAMES[2])
     assert stopped_at < UPDATES // 100
+    assert "saved at update" in (folder / "jobs" / f"{METHOD_NAMES[2]}-seeds0-1.log").read_text()
     wait_for(lambda: rows(folder, METHOD_NAMES[2]) > stopped_at)
     kill_trainer(folder, METHOD_NAMES[2])
     start_requeued(slurm, ids[2], restarts=2, elsewhere=True)
     wait_for(lambda: rows(folder, METHOD_NAMES[3]) > 5)
-    ask(slurm, "scontrol", "requeue", ids[3])
+    slurm("scontrol", "requeue", ids[3])
     start_requeued(slurm, ids[3])
-    wait_for(lambda: not ask(slurm, "squeue", "--noheader"))
+    wait_for(lambda: not slurm("squeue", "--noheader"))
+
     check_complete(folder)
     for method in METHOD_NAMES:
         for seed in (0, 1):
-            for table in ("train.csv", "eval.csv"):
-                mine, other = (each / method / f"seed{seed}" / table for each in (folder, swept_here))
+            for name in ("train.csv", "eval.csv"):
+                mine, other = (each / method / f"seed{seed}" / name for each in (folder, swept_here))
                 assert mine.read_bytes() == other.read_bytes(), mine
-    again = run_toy(folder, pointmaze_file.parent, "--on", "slurm", variables=slurm)
-    assert again.stdout.endswith("nothing to start\n"), again.stdout
-    assert run_script(folder, script="results/table.py").returncode == 0
+    sweep_again(folder, data, "slurm")
+    assert capsys.readouterr().out.endswith("nothing to start\n")
 
 
-def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path):
-    words = ("--tasks", "cube-double", "--algorithms", "drol", "--seeds", 1, "--attempts", 2, "--on", "slurm")
-    words = (*words, "--folder", tmp_path / "x", "--dataset-path", tmp_path / "nowhere.npz")
-    result = run_script(*words, script="results/sweep.py", variables=slurm)
-    assert result.returncode == 0, result.stderr
-    job = job_id(tmp_path / "x", "drol-cube-double-k16-seed0")
+def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path, capsys):
+    missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
+    arguments = sweep.Args(folder=folder, attempts=2, on="slurm", **FAILING)
+    sweep.main(arguments, ["--dataset-path", str(missing)])
+    (job,) = json.loads((folder / "jobs" / "slurm.json").read_text()).values()
     start_requeued(slurm, job, elsewhere=True)
-    failed_on = json.loads((tmp_path / "x" / "jobs" / "drol-cube-double-k16-seed0.failed").read_text())["node"]
-    wait_for(lambda: not ask(slurm, "squeue", "--noheader"))
-    failure = json.loads((tmp_path / "x" / "jobs" / "drol-cube-double-k16-seed0.failed").read_text())
-    assert failure["attempts"] == 2 and {failed_on, failure["node"]} == {"one", "two"}
-    assert failure["line"] == f"error: --dataset-path {tmp_path / 'nowhere.npz'}: no such file"
+    first = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0.failed").read_text()))
+    wait_for(lambda: not slurm("squeue", "--noheader"))
+    last = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0.failed").read_text()))
+    assert last.attempts == 2 and {first.node, last.node} == {"one", "two"}
+    capsys.readouterr()
+    sweep.main(sweep.Args(folder=folder, status=True), [])
+    out = capsys.readouterr().out
+    assert f"failed 2 times, last on {last.node}: error: --dataset-path {missing}: no such file" in out
