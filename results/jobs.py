@@ -28,6 +28,7 @@ from common.files import holder_of, try_lock, write_whole
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 POLITE = {0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # told to stop: no failure
+GRACE_S = 600  # no longer between Slurm's asking a job to end and ending it
 GPU_MEMORY = 0.9  # of a device, for all jobs on it; the rest is for what JAX does not allocate itself
 
 
@@ -352,8 +353,12 @@ class SlurmTask:
 
     def __call__(self) -> None:
         """Do them; what fails is tried again on another node."""
+        told = []  # by Slurm, which tells the training processes, too
+        signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
         self._workers = Workers(list(self.places), attempts=1, say=functools.partial(print, flush=True))
         failed = self._workers.work(self.jobs)
+        if told and not all(job.is_done for job in self.jobs):
+            time.sleep(GRACE_S)  # a preempted job that ended by itself would not be queued again
         if any(job.failure.attempts < self.attempts for job in failed):
             _requeue_elsewhere()
 

@@ -37,8 +37,15 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-import runs
 import tyro
+from tabulate import tabulate
+
+import runs
+from common.arguments import complete, flag
+from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
+from common.files import holder_of, try_lock, write_whole
+from common.progress import duration
+from common.run_directory import headline_evaluations, read_table, score_metric
 from jobs import (
     REPOSITORY,
     Job,
@@ -53,13 +60,6 @@ from jobs import (
     together,
 )
 from published import group_of, num_tasks
-from tabulate import tabulate
-
-from common.arguments import complete, flag
-from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
-from common.files import holder_of, try_lock, write_whole
-from common.progress import duration
-from common.run_directory import headline_evaluations, read_table, score_metric
 
 ALGORITHMS = {"drol": ("drol", ()), "fql": ("fql", ()), "drol-star": ("drol", ("--drol-star",))}  # script, options
 FIXED_BY = {"drol-star": ("num_candidates",)}  # DROL* is a choice of K

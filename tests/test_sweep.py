@@ -21,7 +21,6 @@ sys.path.insert(0, str(REPOSITORY / "results"))
 import jobs
 import sweep
 import table
-
 from common.errors import UserError
 from common.run_directory import read_table
 
@@ -361,6 +360,11 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     slurm, swept_here, pointmaze_file, tmp_path, capsys
 ):
     folder, data = tmp_path / "sweep", pointmaze_file.parent
+
+    def running() -> dict[str, str]:
+        """Job -> its node."""
+        return dict(line.split() for line in slurm("squeue", "-h", "-r", "-t", "running", "-o", "%i %N").splitlines())
+
     with sweep_toy(folder, data, "--on", "slurm") as process:
         assert process.wait(timeout=60) == 0
     submitted = json.loads((folder / "jobs" / "slurm.json").read_text())
@@ -381,6 +385,11 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     wait_for(lambda: rows(folder, METHOD_NAMES[3]) > 5)
     slurm("scontrol", "requeue", ids[3])
     start_requeued(slurm, ids[3])
+    wait_for(lambda: ids[3] in running())
+    stopped_at = rows(folder, METHOD_NAMES[3])
+    wait_for(lambda: rows(folder, METHOD_NAMES[3]) > stopped_at)
+    slurm("sbatch", "--partition", "urgent", "--nodelist", running()[ids[3]], "--output", "/dev/null", "--wrap", "true")
+    start_requeued(slurm, ids[3], restarts=2)
     wait_for(lambda: not slurm("squeue", "--noheader"))
 
     check_complete(folder)
