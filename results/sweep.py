@@ -374,7 +374,7 @@ def score_so_far(job: Job) -> list[float]:
     """Of each of its seeds that has been evaluated: the headline score, of the evaluations that are there."""
     scores = []
     for run in job.runs:
-        if (run / "eval.csv").exists() and (rows := read_table(run / "eval.csv", until_damage=True)):
+        if (run / "eval.csv").exists() and (rows := read_table(run / "eval.csv", at_damage="stop")):
             rows = headline_evaluations(config_of(run)["environment"]["suite"], rows)
             scores.append(sum(row[score_metric(rows)] for row in rows) / len(rows))
     return scores

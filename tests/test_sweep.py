@@ -1,5 +1,6 @@
 """Sweeps: the grid, jobs that fail or are killed, and the same sweep here and on a real Slurm."""
 
+import concurrent.futures
 import contextlib
 import csv
 import json
@@ -256,9 +257,8 @@ def wait_for(condition: Callable[[], bool], timeout: float = 180) -> None:
 
 
 def kill_trainer(folder: pathlib.Path, method: str) -> None:
-    run = os.fsencode(folder / method)
-    (trainer,) = (file.parent for file in pathlib.Path("/proc").glob("[0-9]*/cmdline") if run in file.read_bytes())
-    os.kill(int(trainer.name), signal.SIGKILL)
+    _, trainer, *_ = (folder / method / "seed0" / ".lock").read_text().split()  # process 4711 on node3
+    os.kill(int(trainer), signal.SIGKILL)
 
 
 METHOD_NAMES = ("drol-pointmaze-medium-k16", "fql-pointmaze-medium")
@@ -267,18 +267,19 @@ METHOD_NAMES = (*METHOD_NAMES, "drol-pointmaze-medium-task3-k16", "fql-pointmaze
 
 @pytest.fixture(scope="session")
 def swept_here(pointmaze_file, once) -> pathlib.Path:
-    """On this machine: the first method is killed, the second stopped by Ctrl-C, with the whole sweep."""
+    """On this machine, one job at a time: the first is killed, the second is stopped by Ctrl-C with the whole sweep."""
 
     def make(folder: pathlib.Path) -> None:
-        with sweep_toy(folder, pointmaze_file.parent, "--jobs-at-once", 2) as process:
-            wait_for(lambda: rows(folder, METHOD_NAMES[0]) > 5 and rows(folder, METHOD_NAMES[1]) > 5)
+        with sweep_toy(folder, pointmaze_file.parent, "--jobs-at-once", 1) as process:
+            wait_for(lambda: rows(folder, METHOD_NAMES[0]) > 5)
             kill_trainer(folder, METHOD_NAMES[0])
+            wait_for(lambda: rows(folder, METHOD_NAMES[1]) > 5)
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "killed by SIGKILL after" in out and "stopped; the same command goes on" in out
         assert rows(folder, METHOD_NAMES[1]) < UPDATES // 100
-        with sweep_toy(folder, pointmaze_file.parent, "--jobs-at-once", 2) as process:
+        with sweep_toy(folder, pointmaze_file.parent) as process:
             out, _ = process.communicate(timeout=240)
         assert process.returncode == 0, out
         assert "4 jobs: 1 failed, 1 stopped, 2 new" in out
@@ -345,7 +346,10 @@ def slurm(cluster, monkeypatch) -> Callable[..., str]:
 
 
 def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
-    """Once it is queued again, away from the node that it failed on; Slurm itself would wait two minutes."""
+    """Once it is queued again, away from the node that it failed on.
+
+    Slurm itself would wait two minutes, by when a node has forgotten that the job was ended there; it counts in seconds.
+    """
 
     def is_queued() -> bool:
         text = slurm("scontrol", "show", "job", job)
@@ -353,7 +357,7 @@ def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsew
         return queued and ("ExcNodeList=(null)" not in text) == elsewhere
 
     wait_for(is_queued)
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
 def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
@@ -373,23 +377,36 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     sweep_again(folder, data, "slurm")
     assert capsys.readouterr().out.endswith("nothing to start\n")
 
-    wait_for(lambda: rows(folder, METHOD_NAMES[2]) > 5)
-    slurm("scancel", "--signal", "USR2", ids[2])  # as before a time limit, or preemption
-    start_requeued(slurm, ids[2])
-    stopped_at = rows(folder, METHOD_NAMES[2])
-    assert stopped_at < UPDATES // 100
-    assert "saved at update" in (folder / "jobs" / f"{METHOD_NAMES[2]}-seeds0-1.log").read_text()
-    wait_for(lambda: rows(folder, METHOD_NAMES[2]) > stopped_at)
-    kill_trainer(folder, METHOD_NAMES[2])
-    start_requeued(slurm, ids[2], restarts=2, elsewhere=True)
-    wait_for(lambda: rows(folder, METHOD_NAMES[3]) > 5)
-    slurm("scontrol", "requeue", ids[3])
-    start_requeued(slurm, ids[3])
-    wait_for(lambda: ids[3] in running())
-    stopped_at = rows(folder, METHOD_NAMES[3])
-    wait_for(lambda: rows(folder, METHOD_NAMES[3]) > stopped_at)
-    slurm("sbatch", "--partition", "urgent", "--nodelist", running()[ids[3]], "--output", "/dev/null", "--wrap", "true")
-    start_requeued(slurm, ids[3], restarts=2)
+    def goes_on(method: str) -> int:
+        """Once a method has logged more than it has now; how much that is."""
+        logged = rows(folder, method)
+        wait_for(lambda: rows(folder, method) > logged + 3)
+        return rows(folder, method)
+
+    def signalled_then_killed(method: str, job: str) -> None:
+        goes_on(method)
+        slurm("scancel", "--signal", "USR2", job)  # as before a time limit, or preemption
+        start_requeued(slurm, job)
+        assert "saved at update" in (folder / "jobs" / f"{method}-seeds0-1.log").read_text()
+        assert goes_on(method) < UPDATES // 100
+        kill_trainer(folder, method)
+        start_requeued(slurm, job, restarts=2, elsewhere=True)
+
+    def requeued_then_preempted(method: str, job: str) -> None:
+        goes_on(method)
+        slurm("scontrol", "requeue", job)
+        start_requeued(slurm, job)
+        assert goes_on(method) < UPDATES // 100
+        slurm("sbatch", "--partition", "urgent", "--nodelist", running()[job], "--output", "/dev/null", "--wrap", "true")
+        start_requeued(slurm, job, restarts=2)
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # neither knows when the other has a node
+        disturbed = [
+            threads.submit(disturb, METHOD_NAMES[place], ids[place])
+            for place, disturb in ((2, signalled_then_killed), (3, requeued_then_preempted))
+        ]
+    for disturbance in disturbed:
+        disturbance.result()
     wait_for(lambda: not slurm("squeue", "--noheader"))
 
     check_complete(folder)
