@@ -1,6 +1,6 @@
-"""The jobs of a sweep: how each stands, and how they are done, one at a time in each place.
+"""The jobs of a sweep: how each stands, by its files, and how they are done, one at a time in each place.
 
-Job schedulers load this file before each job: it imports neither JAX nor submitit.
+Slurm's jobs load this file first: it imports neither JAX nor submitit.
 """
 
 import collections
@@ -13,17 +13,17 @@ import itertools
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from common.arguments import OF_TODAY, flag
 from common.files import holder_of, try_lock, write_whole
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -32,19 +32,58 @@ GRACE_S = 600  # no longer between Slurm's asking a job to end and ending it
 GPU_MEMORY = 0.9  # of a device, for all jobs on it; the rest is for what JAX does not allocate itself
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What one job at a time may use.
+# ---- Runs ------------------------------------------------------------------------------------------------------------
 
-    Attributes:
-        name: for people: 'gpu 0', 'core 3'.
-        variables: environment variables of its job.
-        cores: CPU cores of its job; all if empty.
-    """
 
-    name: str
-    variables: tuple[tuple[str, str], ...] = ()
-    cores: tuple[int, ...] = ()
+def is_begun(run: pathlib.Path) -> bool:
+    """Whether there is a run to go on with."""
+    return (run / "config.json").exists()
+
+
+def config_of(run: pathlib.Path) -> dict[str, Any]:
+    """Its config.json."""
+    return json.loads((run / "config.json").read_text())
+
+
+def last_row(run: pathlib.Path, table: str) -> dict[str, float]:
+    """The newest complete row of one of its tables; empty if there is none."""
+    try:
+        text = (run / f"{table}.csv").read_text()
+        *_, row = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        return {name: float(value) for name, value in row.items()}
+    except (OSError, ValueError):  # not there, or without a row
+        return {}
+
+
+def is_finished(run: pathlib.Path) -> bool:
+    """Whether the last update has been evaluated."""
+    if not is_begun(run):
+        return False
+    args = config_of(run)["args"]
+    return last_row(run, "eval").get("step") == args["offline_steps"] + args["online_steps"]
+
+
+def holder_of_run(run: pathlib.Path) -> str | None:
+    """Who trains it now: 'process 4711 on node3'; None if nobody does."""
+    path = run / ".lock"
+    if not path.exists():
+        return None
+    lock = try_lock(path)
+    if lock is None:
+        return holder_of(path)
+    lock.close()
+    return None
+
+
+# ---- Jobs ------------------------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """What one job at a time may use."""
+
+    name: str  # for people: 'gpu 0', 'core 3'
+    variables: tuple[tuple[str, str], ...] = ()  # of the environment
+    cores: tuple[int, ...] = ()  # of the CPU; all if empty
 
 
 def sharing_a_gpu(jobs_per_gpu: int) -> tuple[tuple[str, str], ...]:
@@ -52,8 +91,7 @@ def sharing_a_gpu(jobs_per_gpu: int) -> tuple[tuple[str, str], ...]:
     return (("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY / jobs_per_gpu:.3g}"),) if jobs_per_gpu > 1 else ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """What went wrong so far: `attempts` times, at last on `node`, with `line` as the last word."""
 
     attempts: int
@@ -61,13 +99,12 @@ class Failure:
     line: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One process of a sweep: seeds that train together, or a data set that is fetched or collected.
+class Job(NamedTuple):
+    """One process of a sweep: seeds that train together, or a data set that is found, downloaded or collected.
 
     Attributes:
         sweep: folder of the sweep, absolute.
-        method: folder of its runs in there; the name of the job if it has none.
+        method: folder of its runs in there; of data, a name.
         script: what is run, from the repository's root.
         options: its arguments, without seeds and folder.
         seeds: seeds that train together; none if this is about data.
@@ -81,15 +118,14 @@ class Job:
 
     @property
     def name(self) -> str:
-        """'drol-cube-double-task3-k16-seed0', or '-seeds0-7'."""
-        if len(self.seeds) > 1:
-            return f"{self.method}-seeds{self.seeds[0]}-{self.seeds[-1]}"
-        return f"{self.method}-seed{self.seeds[0]}" if self.seeds else self.method
+        """'drol-cube-double-task3-k16-seed0', or '-seed0-7'."""
+        seeds = "-".join(str(seed) for seed in dict.fromkeys((self.seeds[0], self.seeds[-1]))) if self.seeds else ""
+        return f"{self.method}-seed{seeds}" if seeds else self.method
 
     @property
     def runs(self) -> list[pathlib.Path]:
-        """Run directories, one a seed."""
-        return [run_folder(self.sweep, self.method, seed) for seed in self.seeds]
+        """Run directories, one a seed: SWEEP/drol-cube-double-task3-k16/seed3."""
+        return [self.sweep / self.method / f"seed{seed}" for seed in self.seeds]
 
     @property
     def log(self) -> pathlib.Path:
@@ -98,46 +134,44 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        return all(map(is_finished, self.runs)) if self.seeds else self._file("done").exists()
+        """Whether all its runs have come to their end. Of data that is never known: it is looked for again."""
+        return bool(self.seeds) and all(map(is_finished, self.runs))
 
     @property
     def holder(self) -> str | None:
-        """Another process that trains one of these runs now: 'process 4711 on node3'."""
-        return next((holder for run in self.runs if (holder := holder_of_run(run))), None)
+        """Another process that trains one of these runs now."""
+        return next(filter(None, map(holder_of_run, self.runs)), None)
 
     @property
     def failure(self) -> Failure | None:
         """What went wrong since the sweep was last started."""
-        file = self._file("failed")
-        return Failure(**json.loads(file.read_text())) if file.exists() else None
+        return Failure(**json.loads(self._failed.read_text())) if self._failed.exists() else None
 
     def fail(self, line: str) -> Failure:
         """Remember another failure."""
         attempts = self.failure.attempts + 1 if self.failure else 1
         failure = Failure(attempts, os.environ.get("SLURMD_NODENAME", socket.gethostname()), line)
-        text = json.dumps(dataclasses.asdict(failure))
-        write_whole(self._file("failed"), lambda temporary: temporary.write_text(text))
+        write_whole(self._failed, lambda temporary: temporary.write_text(json.dumps(failure._asdict())))
         return failure
 
     def forget_failure(self) -> None:
         """It begins anew, or went well."""
-        self._file("failed").unlink(missing_ok=True)
+        self._failed.unlink(missing_ok=True)
 
-    def mark_done(self) -> None:
-        """Of a data set: it is there."""
-        self._file("done").touch()
+    @property
+    def _failed(self) -> pathlib.Path:
+        return self.log.with_suffix(".failed")
 
     def command(self) -> list[str]:
         """What begins it or, where its runs are begun already, goes on with them."""
         python = [sys.executable, str(REPOSITORY / self.script)]
         if not self.seeds:
             return [*python, *self.options]
-        if all(is_begun(run) for run in self.runs):
-            return [*python, *where_data_is(self.options), "--resume", *map(str, self.runs)]
-        for run in self.runs:
-            shutil.rmtree(run, ignore_errors=True)  # killed while they were begun (`together` keeps others out)
-        folder = self.runs[0] if len(self.seeds) == 1 else self.sweep / self.method
+        if all(map(is_begun, self.runs)):
+            places = {flag(name) for name in OF_TODAY}
+            moved = [word for pair in itertools.pairwise(self.options) if pair[0] in places for word in pair]
+            return [*python, *moved, "--resume", *map(str, self.runs)]
+        folder = self.runs[0] if len(self.seeds) == 1 else self.runs[0].parent
         seeds = ["--seed", str(self.seeds[0]), "--num-seeds", str(len(self.seeds))]
         return [*python, *self.options, *seeds, "--run-dir", str(folder)]
 
@@ -155,8 +189,11 @@ class Job:
                 preexec_fn=functools.partial(_prepare, place.cores),
             )
 
-    def _file(self, ending: str) -> pathlib.Path:
-        return self.sweep / "jobs" / f"{self.name}.{ending}"
+    def last_word(self, begin: int, status: int) -> str:
+        """Of a process that failed: the last line that it printed after byte `begin` of the log, and what killed it."""
+        printed = self.log.read_bytes()[begin:].decode(errors="replace").replace("\r", "\n").split("\n")
+        said = next((line.strip() for line in reversed(printed) if line.strip()), "not a word")
+        return f"killed by {signal.Signals(-status).name} after: {said}" if status < 0 else said
 
 
 def _prepare(cores: tuple[int, ...]) -> None:
@@ -167,153 +204,78 @@ def _prepare(cores: tuple[int, ...]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def where_data_is(options: tuple[str, ...]) -> list[str]:
-    """The options that go with --resume, too."""
-    pairs = itertools.pairwise(options)
-    return [word for pair in pairs if pair[0] in ("--dataset-path", "--dataset-dir") for word in pair]
-
-
-# How a run stands, by its files
-
-
-def run_folder(sweep: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-    """SWEEP/drol-cube-double-task3-k16/seed3."""
-    return sweep / method / f"seed{seed}"
-
-
-def is_begun(run: pathlib.Path) -> bool:
-    """Whether there is a run to go on with."""
-    return (run / "config.json").exists()
-
-
-def config_of(run: pathlib.Path) -> dict[str, Any]:
-    """Its config.json."""
-    return json.loads((run / "config.json").read_text())
-
-
-def total_updates(run: pathlib.Path) -> int:
-    """Updates of the whole run."""
-    args = config_of(run)["args"]
-    return args["offline_steps"] + args["online_steps"]
-
-
-def last_row(run: pathlib.Path, table: str) -> dict[str, float]:
-    """The newest complete row of one of its tables; empty if there is none."""
-    try:
-        text = (run / f"{table}.csv").read_text()
-        *_, row = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-        return {name: float(value) for name, value in row.items()}
-    except (OSError, ValueError):  # not there, or without a row
-        return {}
-
-
-def is_finished(run: pathlib.Path) -> bool:
-    """Whether the last update has been evaluated."""
-    return is_begun(run) and last_row(run, "eval").get("step") == total_updates(run)
-
-
-def holder_of_run(run: pathlib.Path) -> str | None:
-    """Who trains it now; None if nobody does."""
-    path = run / ".lock"
-    if not path.exists():
-        return None
-    lock = try_lock(path)
-    if lock is None:
-        return holder_of(path)
-    lock.close()
-    return None
-
-
 def together(sweep: pathlib.Path, method: str, seeds: Iterable[int], seeds_per_job: int) -> list[tuple[int, ...]]:
-    """Which seeds train together: those that have done so before, to the same bits; new ones as many as are asked for.
-
-    Seeds of which only some were begun, and none was ever saved (a kill in the first moment), begin again together.
-    """
-    groups, new = [], []
+    """Which seeds train together: those that began together, to go on to the same bits; new ones as is asked for."""
+    begun, new = set(), []
     for seed in seeds:
-        run = run_folder(sweep, method, seed)
-        if any(seed in group for group in groups):
-            continue
-        if not is_begun(run):
-            new.append(seed)
-            continue
-        planned = config_of(run)["seeds_together"]
-        begun = [each for each in planned if is_begun(run_folder(sweep, method, each))]
-        if begun == planned or any(_is_saved(run_folder(sweep, method, each)) for each in begun):
-            groups.append(tuple(begun))
+        run = sweep / method / f"seed{seed}"
+        if is_begun(run):
+            others = config_of(run)["seeds_together"]
+            begun.add(tuple(each for each in others if is_begun(run.with_name(f"seed{each}"))))
         else:
             new.append(seed)
-    return sorted(groups + [tuple(new[i : i + seeds_per_job]) for i in range(0, len(new), seeds_per_job)])
+    return sorted([*begun, *(tuple(new[i : i + seeds_per_job]) for i in range(0, len(new), seeds_per_job))])
 
 
-def _is_saved(run: pathlib.Path) -> bool:
-    return any((run / "checkpoints").glob("*.npz"))
-
-
-# Work
+# ---- Work ------------------------------------------------------------------------------------------------------------
 
 
 class Workers:
-    """Does jobs, one at a time in each place. The jobs that are under way can be stopped from a signal handler."""
+    """Does jobs, one at a time in each place. Those under way can be stopped from a signal handler."""
 
-    def __init__(self, places: list[Place], attempts: int, say: Callable[[str], None] = print):
+    def __init__(self, attempts: int, say: Callable[[str], None] = print):
         """Args:
-        places: where.
         attempts: how often a job is tried here before it is given up.
         say: takes a line of news.
         """
-        self._places, self._attempts, self._say = list(places), attempts, say
-        self._running: dict[Job, tuple[subprocess.Popen, Place, int]] = {}
-        self._told: set[int] = set()  # processes that were asked to end
+        self._attempts, self._say = attempts, say
+        self._running: dict[Job, tuple[subprocess.Popen, Place, int]] = {}  # and where its words begin in the log
         self.stopping = False
 
-    def work(self, jobs: Iterable[Job]) -> list[Job]:
+    def work(self, jobs: Iterable[Job], places: Iterable[Place]) -> tuple[list[Job], list[Job]]:
         """Do jobs until none is left or a stop is asked for. One that fails is tried again after all the others.
 
         Returns:
-            The jobs that failed for good.
+            The jobs that failed for good, and those that ended politely before they were done.
         """
-        waiting, free = collections.deque(jobs), collections.deque(self._places)
-        tried, failed, total, done = collections.Counter(), [], len(waiting), 0
+        waiting, free = collections.deque(jobs), collections.deque(places)
+        tried, failed, stopped = collections.Counter(), [], []
         while self._running or (waiting and not self.stopping):
             while waiting and free and not self.stopping:
                 job = waiting.popleft()
-                if job.is_done:  # by another one, meanwhile
-                    done += 1
-                elif job.holder:
+                if job.holder:
                     self._say(f"left to {job.holder}: {job.name}")
-                else:
+                elif not job.is_done:  # by another one, meanwhile
                     place, end = free.popleft(), job.log.stat().st_size if job.log.exists() else 0
-                    self._running[job] = job.start(place), place, end
                     self._say(f"started on {place.name}: {job.name}")
+                    self._running[job] = process, _, _ = job.start(place), place, end
+                    if self.stopping:  # since just now
+                        process.terminate()
             for job, (process, place, begin) in list(self._running.items()):
                 if process.poll() is None:
                     continue
                 del self._running[job]
                 free.append(place)
-                if not job.seeds and process.returncode == 0:
-                    job.mark_done()
-                if job.is_done:
-                    done += 1
+                if job.is_done or (not job.seeds and process.returncode == 0):
                     job.forget_failure()
-                    self._say(f"done ({done} of {total}): {job.name}")
+                    self._say(f"done: {job.name} ({len(waiting) + len(self._running)} to go)")
                 elif process.returncode in POLITE:
+                    stopped.append(job)
                     self._say(f"stopped: {job.name}")
                 else:
-                    failure = job.fail(_last_word(job.log, begin, process.returncode))
+                    failure = job.fail(job.last_word(begin, process.returncode))
                     tried[job] += 1
                     again = tried[job] < self._attempts
                     (waiting if again else failed).append(job)
                     self._say(f"failed ({'will be tried again' if again else 'given up'}): {job.name}: {failure.line}")
-            if self.stopping:
-                self._tell()  # one that was just being started
             time.sleep(0.1)
-        return failed
+        return failed, stopped
 
     def stop(self) -> None:
         """Ask the jobs that are under way to save and end, and begin no other."""
         self.stopping = True
-        self._tell()
+        for process, _, _ in list(self._running.values()):
+            process.terminate()
 
     def kill(self) -> None:
         """End them at once, their evaluation processes, too; their last checkpoints can be resumed."""
@@ -327,48 +289,30 @@ class Workers:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
-    def _tell(self) -> None:
-        for process, _, _ in list(self._running.values()):
-            if process.pid not in self._told:
-                self._told.add(process.pid)
-                process.send_signal(signal.SIGTERM)
-
-
-def _last_word(log: pathlib.Path, begin: int, status: int) -> str:
-    """Of a process that failed: the last line that it printed after byte `begin` of the log, and what killed it."""
-    with log.open("rb") as file:
-        file.seek(begin)
-        lines = file.read().decode(errors="replace").replace("\r", "\n").strip().splitlines()
-    said = lines[-1].strip() if lines else "not a word"
-    return f"killed by {signal.Signals(-status).name} after: {said}" if status < 0 else said
-
 
 @dataclasses.dataclass
 class SlurmTask:
     """What submitit runs as one task of a Slurm array: jobs side by side on what the task was given."""
 
-    jobs: tuple[Job, ...]
-    places: tuple[Place, ...]
+    place: Place  # of each
     attempts: int  # each on another node
+    workers: Workers = dataclasses.field(default_factory=lambda: Workers(1, say=functools.partial(print, flush=True)))
 
-    def __call__(self) -> None:
+    def __call__(self, jobs: tuple[Job, ...]) -> None:
         """Do them; what fails is tried again on another node."""
-        told = []  # by Slurm, which tells the training processes, too
-        signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
-        self._workers = Workers(list(self.places), attempts=1, say=functools.partial(print, flush=True))
-        failed = self._workers.work(self.jobs)
-        if told and not all(job.is_done for job in self.jobs):
-            time.sleep(GRACE_S)  # a preempted job that ended by itself would not be queued again
+        failed, stopped = self.workers.work(jobs, [self.place] * len(jobs))
+        if stopped:  # by Slurm, which tells all processes: were this one to end by itself, it would not be queued again
+            time.sleep(GRACE_S)
         if any(job.failure.attempts < self.attempts for job in failed):
             _requeue_elsewhere()
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self, jobs: tuple[Job, ...]) -> Any:
         """Called by submitit on the signal that comes before preemption or the time limit: save. It requeues then."""
         from submitit.helpers import DelayedSubmission
 
-        self._workers.stop()
-        self._workers.wait()
-        return DelayedSubmission(SlurmTask(self.jobs, self.places, self.attempts))
+        self.workers.stop()
+        self.workers.wait()
+        return DelayedSubmission(SlurmTask(self.place, self.attempts), jobs)
 
 
 def _requeue_elsewhere() -> None:

@@ -4,13 +4,8 @@
     python results/sweep.py --tasks cube-double --algorithms drol --num-candidates 1 4 16
     python results/sweep.py --status
 
-Any argument of the training scripts is passed on. Several values are a product (--num-candidates 1 4 16); one that is
-itself a list is given several times (--hidden-sizes 256 256 --hidden-sizes 512 512).
-
-A run's folder says what it is, FOLDER/drol-cube-double-task3-k16/seed3; what has several values in the grid, or is
-given instead of a published setting, is in its name, too. So the same command again goes on with what was stopped,
-tries again what failed, and starts nothing that is done or under way. `results/table.py FOLDER` and `results/plot.py
-FOLDER` show what is there.
+A run's folder says what it is, FOLDER/drol-cube-double-task3-k16/seed3, and with what arguments. So the same command
+again goes on with what was stopped, tries again what failed, and starts nothing that is done or under way (SWEEPS.md).
 """
 
 import pathlib
@@ -18,16 +13,18 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, exit_in_one_line  # isort: skip (before all that takes long to import: Ctrl-C)
+from common.errors import UserError, exit_in_one_line, expanded  # isort: skip (before all that takes long to import: Ctrl-C)
 
 import collections
 import contextlib
 import dataclasses
 import html
+import importlib
 import io
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,36 +32,36 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from tabulate import tabulate
 
 import runs
-from common.arguments import complete, flag
+from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
 from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
 from common.run_directory import headline_evaluations, read_table, score_metric
-from jobs import (
-    REPOSITORY,
-    Job,
-    Place,
-    SlurmTask,
-    Workers,
-    config_of,
-    is_begun,
-    last_row,
-    run_folder,
-    sharing_a_gpu,
-    together,
-)
+from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun, last_row, sharing_a_gpu, together
 from published import group_of, num_tasks
 
-ALGORITHMS = {"drol": ("drol", ()), "fql": ("fql", ()), "drol-star": ("drol", ("--drol-star",))}  # script, options
-FIXED_BY = {"drol-star": ("num_candidates",)}  # DROL* is a choice of K
-OWN = {"env_id", "seed", "num_seeds", "run_dir", "resume", "evaluate", "video", "print_config"}  # the sweep gives these
-DATA = ("data_source", "dataset_dir", "collect_episodes", "collect_workers")  # what results/fetch.py takes
+STAR = "drol-star"  # drol.py with the K that the paper tuned
+OWN = {
+    "env_id",
+    "seed",
+    "num_seeds",
+    "run_dir",
+    "resume",
+    "evaluate",
+    "video",
+    "print_config",
+    "drol_star",
+}  # given here
+OF_DATA = ("data_source", "dataset_dir", "collect_episodes", "collect_workers")  # the job for a data set is told, too
+UNNAMED = runs.INCIDENTAL - {"collect_episodes"} | {
+    "num_candidates"
+}  # not in names of folders (K is in all that have one)
 SLURM = {"job_name": "sweep", "time": 24 * 60, "signal_delay_s": 120}  # minutes, seconds to save in
 ARRAY_SIZE = 1000  # Slurm's own limit, unless it is configured otherwise
 
@@ -77,19 +74,19 @@ class Args:
     """Folder of the sweep, on a file system that all nodes share."""
     tasks: tuple[str, ...] = ("cube-double",)
     """Names as of --env-id; groups of the paper's Table 1: ogbench/cube-double, d4rl/adroit; ogbench, d4rl, paper."""
-    algorithms: tuple[Literal["drol", "fql", "drol-star"], ...] = ("drol", "fql", "drol-star")
-    """DROL(16), FQL, and DROL with the K that the paper tuned for each task."""
-    seeds: int = 8
+    algorithms: tuple[str, ...] = ("drol", "fql", STAR)
+    """Scripts; drol-star is drol with the K that the paper tuned for each task."""
+    seeds: Count = 8
     """Seeds of each: 0, 1, .."""
-    seeds_per_job: int = 1
+    seeds_per_job: Count = 1
     """Seeds that train together in one job (--num-seeds of the scripts)."""
     on: Literal["local", "slurm"] = "local"
     """This machine, a job at a time on each GPU (or on each core, where there is none); or Slurm."""
-    jobs_per_gpu: int = 1
+    jobs_per_gpu: Count = 1
     """Small jobs can share a GPU: so many side by side, each with its share of the memory."""
-    jobs_at_once: int | None = None
+    jobs_at_once: Count | None = None
     """On this machine: so many jobs at once; one for each GPU (times --jobs-per-gpu) or core if unset."""
-    attempts: int = 3
+    attempts: Count = 3
     """How often a failing job is tried: on Slurm on another node each time."""
     slurm: tuple[str, ...] = ()
     """Parameters of submitit's Slurm executor: partition=gpu account=us gpus_per_node=1 time=720 constraint=a100."""
@@ -98,57 +95,50 @@ class Args:
     dry_run: bool = False
     """Print the grid and stop."""
     status: bool = False
-    """Print how the sweep in the folder stands, and write it to FOLDER/status.html with learning curves."""
+    """Print how all stands that was ever started in the folder; FOLDER/status.html has the learning curves, too."""
 
     def __post_init__(self) -> None:
         """Raises `UserError` for a number below one."""
-        for name in ("seeds", "seeds_per_job", "jobs_per_gpu", "jobs_at_once", "attempts"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} {getattr(self, name)}: out of range")
+        in_their_types(type(self), vars(self))
 
 
 # ---- The grid --------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """An algorithm with its settings on a task: what differs in the seed alone.
 
     Attributes:
         name: folder of its runs.
         task: 'cube-double-task3'.
-        label: 'DROL(16)', with what differs from the published or default settings.
         script: 'drol.py'.
         options: arguments of the script, but for seeds and folder.
         updates: of a run.
         settings: what the papers tabulate, and where the values came from.
-        learned: everything that has a part in what is learned, as JSON.
-        data: name of the job that fetches its data set, and the options of results/fetch.py; None with --dataset-path.
+        data: name of the job that makes its data set be there, and what that is told; None with --dataset-path.
         seeds: how many.
-        seeds_per_job: how many train together, where they are new.
     """
 
     name: str
     task: str
-    label: str
     script: str
     options: tuple[str, ...]
     updates: int
     settings: str
-    learned: str
     data: tuple[str, tuple[str, ...]] | None
     seeds: int
-    seeds_per_job: int
 
 
-def paper_tasks() -> dict[str, list[str]]:
-    """The 68 tasks of the paper's Table 1, by its groups."""
-    groups = {group: [] for group in num_tasks()}
-    ogbench = (f"{name}-task{task}" for name in OGBENCH_DATASET_TYPES for task in range(1, NUM_TASKS + 1))
-    for name in (*ogbench, *D4RL_MINARI_IDS):
-        if (group := group_of(resolve(name))) is not None:
-            groups[group].append(name)
-    return groups
+def grid(args: Args, passed_on: list[str]) -> list[Method]:
+    """Every method of the sweep, task by task.
+
+    Raises:
+        UserError: an unknown task, an argument that no script has, or a value out of range.
+    """
+    values = values_of(list(passed_on))
+    variants = [variant for algorithm in args.algorithms for variant in _variants(algorithm, values)]
+    methods = [_method(args.seeds, spec, *variant) for spec in tasks_named(args.tasks) for variant in variants]
+    return list({method.name: method for method in methods}.values())
 
 
 def tasks_named(names: Iterable[str]) -> list[EnvSpec]:
@@ -164,19 +154,33 @@ def tasks_named(names: Iterable[str]) -> list[EnvSpec]:
     return list(specs.values())
 
 
+def paper_tasks() -> dict[str, list[str]]:
+    """The 68 tasks of the paper's Table 1, by its groups."""
+    groups = {group: [] for group in num_tasks()}
+    ogbench = (f"{name}-task{task}" for name in OGBENCH_DATASET_TYPES for task in range(1, NUM_TASKS + 1))
+    for name in (*ogbench, *D4RL_MINARI_IDS):
+        if (group := group_of(resolve(name))) is not None:
+            groups[group].append(name)
+    return groups
+
+
 def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
     """What is passed on: argument -> its values, each as the words that give it to a script.
 
+    Several values are a product (--num-candidates 1 4 16). One that is itself a list is given several times
+    (--hidden-sizes 256 256 --hidden-sizes 512 512), and so is one without a value (--balanced-sampling
+    --no-balanced-sampling).
+
     Raises:
-        UserError: no script has such an argument, or the sweep gives it.
+        UserError: not an argument of a script, or one that the sweep gives; several values, but no place in the name.
     """
-    fields = {field.name: field for module in runs.SCRIPTS.values() for field in dataclasses.fields(module.Args)}
+    scripts = [path.stem for path in REPOSITORY.glob("*.py")]
+    fields = {field.name: field for script in scripts for field in dataclasses.fields(_module(script).Args)}
     values = collections.defaultdict(list)
     while words:
         given = words.pop(0)
         name = given.removeprefix("--").replace("-", "_")
-        if name.startswith("no_") and name not in fields:
-            name = name.removeprefix("no_")
+        name = name if name in fields else name.removeprefix("no_")
         if not given.startswith("--") or name not in fields or name in OWN:
             raise UserError(f"{given}: neither an argument of the sweep, nor one of the scripts that it passes on")
         taken = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
@@ -185,149 +189,122 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
             values[name].append((given, *taken))
         else:
             values[name] += [(given, word) for word in taken] or [(given,)]
+        if len(values[name]) > 1 and name in UNNAMED - {"num_candidates"}:
+            raise UserError(f"{given}: can have one value only, since runs are not told apart by it")
     return dict(values)
 
 
-def grid(args: Args, passed_on: list[str]) -> list[Method]:
-    """Every method of the sweep, task by task.
+def _module(script: str) -> Any:
+    if not (REPOSITORY / f"{script}.py").exists():
+        raise UserError(f"--algorithms {script}: there is no {script}.py")
+    return importlib.import_module(script)
 
-    Raises:
-        UserError: an unknown task, an argument that no script has, or a value out of range.
-    """
-    values, methods = values_of(list(passed_on)), {}
-    specs, varying = tasks_named(args.tasks), {name for name, several in values.items() if len(several) > 1}
-    for algorithm in args.algorithms:
-        script, own = ALGORITHMS[algorithm]
-        module = runs.SCRIPTS[script]
-        names = {field.name for field in dataclasses.fields(module.Args)} - set(FIXED_BY.get(algorithm, ()))
-        for choice in itertools.product(*(values[name] for name in values if name in names)):
-            options = (*own, *itertools.chain.from_iterable(choice))
-            given = tyro.cli(module.Args, args=list(options), prog="results/sweep.py")
-            plain = module.Args(drol_star=True) if own else module.Args()
-            for spec in specs:
-                method = _method(args, algorithm, spec, options, given, plain, varying)
-                methods[spec.short_name, method.name] = method
-    order = {spec.short_name: place for place, spec in enumerate(specs)}
-    return sorted(methods.values(), key=lambda method: order[method.task])
+
+def _variants(algorithm: str, values: dict[str, list[tuple[str, ...]]]) -> Iterator[tuple[Any, ...]]:
+    """Of an algorithm, the product of the values of those arguments that it has: its name, script, these, all."""
+    own = ["--drol-star"] if algorithm == STAR else []
+    module = _module("drol" if own else algorithm)
+    names = [field.name for field in dataclasses.fields(module.Args) if not own or field.name != "num_candidates"]
+    names = [name for name in values if name in names]
+    for choice in itertools.product(*(values[name] for name in names)):
+        options = tuple(itertools.chain(own, *choice))
+        given = tyro.cli(module.Args, args=list(options), prog="results/sweep.py")
+        yield algorithm, module, dict(zip(names, choice, strict=True)), options, given
 
 
 def _method(
-    args: Args, algorithm: str, spec: EnvSpec, options: tuple[str, ...], given: Any, plain: Any, varying: set[str]
+    seeds: int,
+    spec: EnvSpec,
+    algorithm: str,
+    module: Any,
+    choice: dict[str, tuple[str, ...]],
+    options: tuple[str, ...],
+    given: RunArgs,
 ) -> Method:
-    script, _ = ALGORITHMS[algorithm]
-    published = runs.SCRIPTS[script].published_settings
-    settings, origins = complete(dataclasses.replace(given, env_id=env_id_of(spec)), spec, published)
-    usual, _ = complete(dataclasses.replace(plain, env_id=env_id_of(spec)), spec, published)
-    learned = {name: value for name, value in dataclasses.asdict(settings).items() if name not in runs.INCIDENTAL}
-    in_name = {
-        name: runs.describe_value(list(value) if isinstance(value, tuple) else value)
-        for name, value in learned.items()
-        if name in varying or (name in origins and name != "offline_steps" and value != getattr(usual, name))
-    }
-    k = [f"k{settings.num_candidates}"] if script == "drol" else []
-    extras = [f"{name.replace('_', '-')}{value.replace(' ', 'x')}" for name, value in in_name.items()]
-    paper_name = runs.algorithm_name(script, dataclasses.asdict(settings))
+    settings, origins = complete(dataclasses.replace(given, env_id=spec.name), spec, module.published_settings)
+    k = getattr(settings, "num_candidates", None)
+    in_name = {name: f"{words[0][2:]}{'x'.join(words[1:])}" for name, words in choice.items() if name not in UNNAMED}
+    data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
+    of_data = tuple(itertools.chain(*(words for name, words in choice.items() if name in OF_DATA)))
+    episodes = [in_name[name] for name in ("collect_episodes",) if name in in_name]
     return Method(
-        name="-".join([algorithm, spec.short_name, *k, *extras]),
+        name="-".join([algorithm, spec.short_name, *([f"k{k}"] if k else []), *in_name.values()]),
         task=spec.short_name,
-        label=", ".join([paper_name, *(f"{name} {value}" for name, value in in_name.items())]),
-        script=f"{script}.py",
-        options=("--env-id", env_id_of(spec), *options),
+        script=f"{module.__name__}.py",
+        options=("--env-id", spec.name, *options),
         updates=settings.offline_steps + settings.online_steps,
         settings=", ".join(f"{name} {getattr(settings, name)} ({origin})" for name, origin in origins.items()),
-        learned=json.dumps(learned, sort_keys=True, default=str),
-        data=None if settings.dataset_path else _data(spec, settings),
-        seeds=args.seeds,
-        seeds_per_job=args.seeds_per_job,
+        data=("-".join(["data", re.sub("[/:]", "-", data_set), *episodes]), ("--env-id", data_set, *of_data))
+        if settings.dataset_path is None
+        else None,
+        seeds=seeds,
     )
-
-
-def env_id_of(spec: EnvSpec) -> str:
-    """A spelling of --env-id that means this task."""
-    return spec.short_name if spec.suite == "ogbench" or spec.family in D4RL_MINARI_IDS else spec.name
-
-
-def _data(spec: EnvSpec, settings: Any) -> tuple[str, tuple[str, ...]]:
-    name = spec.dataset_name if spec.suite == "ogbench" else spec.short_name
-    size = [f"{settings.collect_episodes}-episodes"] if settings.collect_episodes else []
-    given = {name: getattr(settings, name) for name in DATA if getattr(settings, name) is not None}
-    options = itertools.chain.from_iterable((flag(name), str(value)) for name, value in given.items())
-    return "-".join(["data", name, *size]), ("--env-id", env_id_of(spec), *options)
 
 
 # ---- How it stands ---------------------------------------------------------------------------------------------------
 
-
-@dataclasses.dataclass(frozen=True)
-class Standing:
-    """A job of a method and its state: done, running, waiting, failed, stopped, or new."""
-
-    method: Method
-    job: Job
-    state: str
-
-    @property
-    def is_to_start(self) -> bool:
-        """Whether nobody does it, and somebody should."""
-        return self.state in ("failed", "stopped", "new")
+Standing = dict[Method, dict[Job, str]]  # the jobs of a method: done, running, waiting, failed, stopped, or new
 
 
-def stand(sweep: pathlib.Path, methods: list[Method]) -> list[Standing]:
-    """The jobs of the grid, and the state of each by its files, by who holds them, and by Slurm."""
-    queue, submitted = slurm_queue(), _read(sweep / "jobs" / "slurm.json", {})
-    standings = []
+def stand(sweep: pathlib.Path, methods: list[Method], seeds_per_job: int = 1) -> Standing:
+    """How each job stands by its files, by who holds them, and by Slurm's queue."""
+    queue = slurm_queue(sweep)
+    standing = {}
     for method in methods:
-        for seeds in together(sweep, method.name, range(method.seeds), method.seeds_per_job):
-            job = Job(sweep, method.name, method.script, method.options, seeds)
-            in_queue = {queue[job_id] for job_id in map(submitted.get, slurm_keys(job)) if job_id in queue}
-            if job.is_done:
-                state = "done"
-            elif job.holder or "RUNNING" in in_queue:
-                state = "running"
-            elif in_queue:
-                state = "waiting"
-            elif job.failure:
-                state = "failed"
-            else:
-                state = "stopped" if any(map(is_begun, job.runs)) else "new"
-            standings.append(Standing(method, job, state))
-    return standings
+        groups = together(sweep, method.name, range(method.seeds), seeds_per_job)
+        jobs = [Job(sweep, method.name, method.script, method.options, seeds) for seeds in groups]
+        standing[method] = {job: _state(job, {queue.get(str(run)) for run in job.runs}) for job in jobs}
+    return standing
 
 
-def slurm_keys(job: Job) -> list[str]:
-    """What jobs/slurm.json says of a job: the Slurm job of each of its runs, however they were grouped."""
-    return [f"{job.method}/seed{seed}" for seed in job.seeds] or [job.name]
+def _state(job: Job, in_queue: set[str | None]) -> str:
+    if job.is_done:
+        return "done"
+    if job.holder or "RUNNING" in in_queue:
+        return "running"
+    if in_queue != {None}:
+        return "waiting"
+    if job.failure:
+        return "failed"
+    return "stopped" if any(map(is_begun, job.runs)) else "new"
 
 
-def slurm_queue() -> dict[str, str]:
-    """Slurm's jobs of this user that have not ended, '12_0' -> 'PENDING'; none where there is no Slurm."""
-    if shutil.which("squeue") is None:
+def slurm_queue(sweep: pathlib.Path) -> dict[str, str]:
+    """Runs of this sweep that are in Slurm's queue, and the state of their jobs: 'PENDING'."""
+    submitted = _submitted(sweep)
+    if not submitted or shutil.which("squeue") is None:
         return {}
     squeue = ["squeue", "--noheader", "--array", "--me", "--format", "%i %T"]
     try:
-        lines = subprocess.run(squeue, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        return {}  # the command alone is there
-    return dict(line.split() for line in lines)
+        listed = subprocess.run(squeue, capture_output=True, text=True, check=True, timeout=60).stdout
+    except subprocess.SubprocessError as error:
+        raise UserError(f"Slurm does not answer, so what is under way is not known: {error}") from error
+    queue = dict(line.split() for line in listed.splitlines())
+    return {run: queue[job_id] for run, job_id in submitted.items() if job_id in queue}
 
 
-def _read(path: pathlib.Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+def _submitted(sweep: pathlib.Path) -> dict[str, str]:
+    """Run -> the Slurm job that was submitted for it last."""
+    file = sweep / "jobs" / "slurm.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def device_seconds(sweep: pathlib.Path, methods: list[Method]) -> dict[str, float]:
-    """Method -> seconds that an update of one seed takes, by time.csv of its runs; else of runs of its script."""
-    measured = collections.defaultdict(list)
-    for method in methods:
-        for seed in range(method.seeds):
-            run = run_folder(sweep, method.name, seed)
+def seconds_left(standing: Standing) -> dict[Method, float | None]:
+    """Of a device, by time.csv of the method's runs, or else of its script's; None where there is none."""
+    rates = collections.defaultdict(list)  # seconds that an update of one seed takes
+    for method, jobs in standing.items():
+        for run in (run for job in jobs for run in job.runs):
             if row := last_row(run, "time"):
-                seconds = row["time/seconds"] / row["step"] / len(config_of(run)["seeds_together"])
-                measured[method.name].append(seconds)
-                measured[method.script].append(seconds)
-    mean = {name: sum(seconds) / len(seconds) for name, seconds in measured.items()}
-    known = {method.name: mean.get(method.name, mean.get(method.script)) for method in methods}
-    return {name: seconds for name, seconds in known.items() if seconds is not None}
+                rate = row["time/seconds"] / row["step"] / len(config_of(run)["seeds_together"])
+                rates[method.name].append(rate)
+                rates[method.script].append(rate)
+    left = {}
+    for method, jobs in standing.items():
+        to_do = [run for job, state in jobs.items() if state != "done" for run in job.runs]
+        updates = sum(method.updates - updates_of(run) for run in to_do)
+        known = rates[method.name] or rates[method.script]
+        left[method] = updates * sum(known) / len(known) if known else None if updates else 0.0
+    return left
 
 
 def updates_of(run: pathlib.Path) -> int:
@@ -335,80 +312,57 @@ def updates_of(run: pathlib.Path) -> int:
     return int(last_row(run, "time").get("step", 0))
 
 
-def seconds_left(standing: Standing, seconds: dict[str, float]) -> float | None:
-    """Of a device, for what is left of a job; None where nothing is known."""
-    method, job = standing.method, standing.job
-    left = sum(method.updates - updates_of(run) for run in job.runs) if standing.state != "done" else 0
-    return left * seconds[method.name] if method.name in seconds else None if left else 0.0
+def score_so_far(run: pathlib.Path) -> float | None:
+    """Headline score of the evaluations that are there."""
+    if not (run / "eval.csv").exists() or not (rows := read_table(run / "eval.csv", at_damage="stop")):
+        return None
+    rows = headline_evaluations(config_of(run)["environment"]["suite"], rows)
+    return sum(row[score_metric(rows)] for row in rows) / len(rows)
 
 
-def describe_estimate(standings: list[Standing], seconds: dict[str, float]) -> str:
-    """'about 120 device hours are left (by time.csv of the runs that are there)'."""
-    left = [seconds_left(standing, seconds) for standing in standings]
-    known = [each for each in left if each is not None]
-    unknown = f", and {len(left) - len(known)} jobs of a script that has not run yet" if len(known) < len(left) else ""
-    if not any(left) and len(known) == len(left):
-        return "nothing is left to do"
-    if not known:
-        return "no estimate of device hours yet: no run has a time.csv"
-    return f"about {sum(known) / 3600:.3g} device hours are left{unknown} (an estimate, by time.csv of the runs here)"
+HEADER = ("task", "method", "seeds", "updates", "score so far", "device time left", "settings")
 
 
-def describe_grid(standings: list[Standing], seconds: dict[str, float]) -> str:
-    """A line a method, then the sums."""
-    by_method = collections.defaultdict(list)
-    for standing in standings:
-        by_method[standing.method].append(standing)
-    lines = []
-    for method, members in by_method.items():
-        counts = collections.Counter(standing.state for standing in members)
-        states = ", ".join(f"{number} {state}" for state, number in counts.items())
-        lines.append(f"{method.name}: {method.seeds} seeds in {len(members)} jobs ({states}); {method.settings}")
-    counts = collections.Counter(standing.state for standing in standings)
-    states = ", ".join(f"{number} {state}" for state, number in counts.items())
-    lines.append(f"{len(by_method)} methods, {len(standings)} jobs: {states}; {describe_estimate(standings, seconds)}")
-    return "\n".join(lines)
-
-
-def score_so_far(job: Job) -> list[float]:
-    """Of each of its seeds that has been evaluated: the headline score, of the evaluations that are there."""
-    scores = []
-    for run in job.runs:
-        if (run / "eval.csv").exists() and (rows := read_table(run / "eval.csv", at_damage="stop")):
-            rows = headline_evaluations(config_of(run)["environment"]["suite"], rows)
-            scores.append(sum(row[score_metric(rows)] for row in rows) / len(rows))
-    return scores
-
-
-STATES = ("done", "running", "waiting", "failed", "stopped", "new")
-HEADER = ("task", "method", "seeds", *STATES, "updates", "score so far", "device time left")
-
-
-def status_rows(standings: list[Standing], seconds: dict[str, float]) -> list[list[str]]:
-    """A row a task and method; what is counted are seeds."""
-    by_method = collections.defaultdict(list)
-    for standing in standings:
-        by_method[standing.method].append(standing)
-    rows = []
-    for method, members in by_method.items():
-        counts = collections.Counter()
-        for standing in members:
-            counts[standing.state] += len(standing.job.seeds)
-        updates = [updates_of(run) for standing in members for run in standing.job.runs]
-        scores = [score for standing in members for score in score_so_far(standing.job)]
-        left = [seconds_left(standing, seconds) for standing in members]
+def describe(standing: Standing) -> tuple[list[tuple[str, ...]], str]:
+    """A row a task and method, as in HEADER, and the sums in a line."""
+    left, rows = seconds_left(standing), []
+    for method, jobs in standing.items():
+        of_method = [run for job in jobs for run in job.runs]
+        seeds = collections.Counter(state for job, state in jobs.items() for _ in job.runs)
+        scores = [score for run in of_method if (score := score_so_far(run)) is not None]
+        seconds = left[method]
         rows.append(
-            [
+            (
                 method.task,
-                method.label,
-                str(method.seeds),
-                *(str(counts[state] or "") for state in STATES),
-                f"{sum(updates) / len(updates):,.0f} of {method.updates:,}",
+                method.name.replace(f"-{method.task}", "", 1),
+                _counts(seeds),
+                f"{sum(map(updates_of, of_method)) / method.seeds:,.0f} of {method.updates:,}",
                 f"{sum(scores) / len(scores):.1f} ({len(scores)} seeds)" if scores else "",
-                "unknown" if None in left else duration(sum(left)) if sum(left) else "",
-            ]
+                "unknown" if seconds is None else duration(seconds) if seconds else "",
+                method.settings,
+            )
         )
-    return rows
+    states = collections.Counter(state for jobs in standing.values() for state in jobs.values())
+    known = [seconds for seconds in left.values() if seconds is not None]
+    unknown = f", and {len(left) - len(known)} methods of scripts that never ran" if len(known) < len(left) else ""
+    if set(states) <= {"done"}:
+        estimate = "nothing is left to do"
+    elif not any(known):
+        estimate = "no estimate of device hours yet: no run has a time.csv"
+    else:
+        estimate = (
+            f"about {sum(known) / 3600:.3g} device hours are left{unknown} (an estimate, by time.csv of its runs)"
+        )
+    return rows, f"{len(standing)} methods, {sum(states.values())} jobs: {_counts(states)}; {estimate}"
+
+
+def _counts(states: collections.Counter) -> str:
+    return ", ".join(f"{number} {state}" for state, number in states.items())
+
+
+def print_table(rows: list[tuple[str, ...]], *lines: str) -> None:
+    """Rows as of `describe`, then lines."""
+    print(tabulate(rows, HEADER, disable_numparse=True), *lines, sep="\n", flush=True)
 
 
 def failures(jobs: Iterable[Job]) -> list[str]:
@@ -421,52 +375,47 @@ def failures(jobs: Iterable[Job]) -> list[str]:
 
 
 def show_status(sweep: pathlib.Path) -> None:
-    """Print the table, and write it to SWEEP/status.html with the learning curves.
+    """Print how all of it stands, and write that to SWEEP/status.html with the learning curves.
 
     Raises:
         UserError: there is no sweep in this folder.
     """
-    record = _read(sweep / "sweep.json", None)
-    if record is None:
-        raise UserError(f"{sweep}: no sweep was started here; name its --folder")
-    methods = [_method_of(entry) for entry in record]
-    standings, seconds = stand(sweep, methods), device_seconds(sweep, methods)
-    rows, estimate = status_rows(standings, seconds), describe_estimate(standings, seconds)
-    failed = failures([*data_jobs(sweep, methods), *(standing.job for standing in standings)])
-    print(tabulate(rows, HEADER, tablefmt="github", disable_numparse=True))
-    print("\n".join([estimate, *failed]))
+    standing = stand(sweep, remembered(sweep))
+    rows, sums = describe(standing)
+    failed = failures([*data_jobs(sweep, standing), *(job for jobs in standing.values() for job in jobs)])
     page = sweep / "status.html"
-    text = _page(sweep, rows, estimate, failed)
+    text = PAGE.format(
+        title=html.escape(sweep.name),
+        now=f"{time.strftime('%Y-%m-%d %H:%M')}. {html.escape(sums)}.",
+        table=tabulate([map(html.escape, row) for row in rows], HEADER, tablefmt="unsafehtml", disable_numparse=True),
+        failed="".join(f"<li>{html.escape(line)}</li>" for line in failed),
+        curves=_curves(sweep),
+    )
     write_whole(page, lambda temporary: temporary.write_text(text))
-    print(page)
+    print_table(rows, sums, *failed, str(page))
 
 
-def _page(sweep: pathlib.Path, rows: list[list[str]], estimate: str, failed: list[str]) -> str:
-    curves = ""
-    with contextlib.suppress(UserError):  # nothing has been evaluated yet
+def _curves(sweep: pathlib.Path) -> str:
+    try:
         comparison = runs.read([sweep])
-        import plot
+    except UserError:  # nothing has been evaluated yet
+        return ""
+    import plot
 
-        comparison.notes.clear()  # the table says what is unfinished
-        figure, image = plot.draw(comparison, "updates"), io.StringIO()
-        figure.savefig(image, format="svg")
-        plot.plt.close(figure)
-        curves = image.getvalue()[image.getvalue().index("<svg") :]
-    escaped = [[html.escape(cell) for cell in row] for row in rows]
-    table = tabulate(escaped, HEADER, tablefmt="unsafehtml", disable_numparse=True)
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in failed)
-    now = f"{time.strftime('%Y-%m-%d %H:%M')}. {html.escape(estimate)}."
-    return PAGE.format(title=html.escape(sweep.name), now=now, table=table, failed=items, curves=curves)
+    comparison.notes.clear()  # the table says what is unfinished
+    figure, image = plot.draw(comparison, "updates"), io.StringIO()
+    figure.savefig(image, format="svg")
+    plot.plt.close(figure)
+    return image.getvalue()[image.getvalue().index("<svg") :]
 
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 14px sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; margin: 1em 0; }}
+table {{ border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: 3px 10px; border-bottom: 1px solid #ddd; text-align: left; }}
-td:nth-child(n+3) {{ font-variant-numeric: tabular-nums; }}
-td:nth-child(7), li {{ color: #b00; }}
+li {{ color: #b00; }}
 svg {{ max-width: 100%; height: auto; }}
 </style>
 <h1>{title}</h1>
@@ -478,52 +427,47 @@ svg {{ max-width: 100%; height: auto; }}
 """
 
 
-def _method_of(entry: dict[str, Any]) -> Method:
-    """A method as sweep.json has it."""
-    data = entry["data"] and (entry["data"][0], tuple(entry["data"][1]))
-    return Method(**entry | {"options": tuple(entry["options"]), "data": data})
-
-
 # ---- Work ------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def alone(sweep: pathlib.Path) -> Iterator[None]:
-    """One process at a time starts jobs in a sweep, from whatever login node. Raises `UserError` for the second."""
-    (sweep / "jobs").mkdir(parents=True, exist_ok=True)
-    path = sweep / "jobs" / ".lock"
-    lock = try_lock(path)
-    if lock is None:
-        raise UserError(f"{sweep} is worked on by {holder_of(path)}")
-    with lock:
-        yield
+def remember(sweep: pathlib.Path, words: list[str]) -> None:
+    """Add a command to SWEEP/commands.txt."""
+    file, line = sweep / "commands.txt", shlex.join(words) + "\n"
+    if not file.exists() or line not in file.read_text().splitlines(keepends=True):
+        with file.open("a") as commands:
+            commands.write(line)
 
 
-def check_settings(sweep: pathlib.Path, methods: list[Method]) -> None:
-    """Raises `UserError` if the folder has a method of the same name with other settings."""
-    known = {entry["name"]: json.loads(entry["learned"]) for entry in _read(sweep / "sweep.json", [])}
-    for method in methods:
-        settings = json.loads(method.learned)
-        for name, value in known.get(method.name, settings).items():
-            if value != settings.get(name):
-                was, now = runs.describe_value(value), runs.describe_value(settings.get(name))
-                raise UserError(f"{sweep / method.name} was begun with {name} {was}, not {now}; name another --folder")
+def remembered(sweep: pathlib.Path) -> list[Method]:
+    """All that its commands were for."""
+    if not (sweep / "commands.txt").exists():
+        raise UserError(f"{sweep}: no sweep was started here; name its --folder")
+    methods = {}
+    for line in (sweep / "commands.txt").read_text().splitlines():
+        for method in grid(*parse(shlex.split(line))):
+            methods[method.name] = max(method, methods.get(method.name, method), key=lambda method: method.seeds)
+    return list(methods.values())
 
 
-def record(sweep: pathlib.Path, methods: list[Method]) -> None:
-    """Add the grid to what the sweep consists of."""
-    known = {entry["name"]: entry for entry in _read(sweep / "sweep.json", [])}
-    for method in methods:
-        entry = dataclasses.asdict(method)
-        known[method.name] = entry | {"seeds": max(method.seeds, known.get(method.name, entry)["seeds"])}
-    text = json.dumps(list(known.values()), indent=1)
-    write_whole(sweep / "sweep.json", lambda temporary: temporary.write_text(text))
+def parse(words: list[str]) -> tuple[Args, list[str]]:
+    """Arguments of the sweep, and those that it passes on."""
+    return tyro.cli(Args, args=words, return_unknown_args=True)
 
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
     """One for each data set."""
     data = dict(method.data for method in methods if method.data is not None)
     return [Job(sweep, name, "results/fetch.py", options) for name, options in data.items()]
+
+
+def places_here(args: Args) -> list[Place]:
+    """Where this machine does jobs at the same time."""
+    share = sharing_a_gpu(args.jobs_per_gpu)
+    places = [Place(f"gpu {gpu}", (("CUDA_VISIBLE_DEVICES", gpu), *share)) for gpu in gpus()] * args.jobs_per_gpu
+    if not places:
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        places = [Place(f"core {core}", cores=(core,)) for core in cores]
+    return list(itertools.islice(itertools.cycle(places), args.jobs_at_once or len(places)))
 
 
 def gpus() -> list[str]:
@@ -537,42 +481,26 @@ def gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def places_here(args: Args) -> list[Place]:
-    """Where this machine does jobs at the same time."""
-    share = sharing_a_gpu(args.jobs_per_gpu)
-    places = [
-        Place(f"gpu {gpu}", (("CUDA_VISIBLE_DEVICES", gpu), *share)) for _ in range(args.jobs_per_gpu) for gpu in gpus()
-    ]
-    if not places:
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        places = [Place(f"core {core}", cores=(core,)) for core in cores]
-    return list(itertools.islice(itertools.cycle(places), args.jobs_at_once or len(places)))
-
-
 def work_here(args: Args, data: list[Job], jobs: list[Job]) -> None:
     """Data first, with the whole machine; then the jobs. At the first Ctrl-C or SIGTERM they save, at the second not.
 
     Raises:
         UserError: a job failed.
     """
-    say = lambda line: print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)  # noqa: E731
-    stages = [(data, Workers([Place("this machine")], args.attempts, say))]
-    stages += [(jobs, Workers(places_here(args), args.attempts, say))]
+    workers = Workers(args.attempts, lambda line: print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True))
 
     def stop(*_: object) -> None:
-        again = stages[-1][1].stopping
-        os.write(2, b"\nkilling the jobs\n" if again else b"\nstopping: jobs save and end; once more kills them\n")
-        for _, workers in stages:
-            workers.kill() if again else workers.stop()
+        os.write(2, b"\nkilling the jobs\n" if workers.stopping else b"\nstopping: jobs save; once more kills them\n")
+        workers.kill() if workers.stopping else workers.stop()
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for members, workers in stages:
-            workers.work(members)
+        workers.work(data, [Place("this machine")])
+        workers.work(jobs, places_here(args))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if stages[-1][1].stopping:
+    if workers.stopping:
         print("stopped; the same command goes on", flush=True)
     elif failed := failures([*data, *jobs]):
         raise UserError(f"{len(failed)} of {len(data) + len(jobs)} jobs failed; --status names them")
@@ -605,59 +533,65 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
     except ImportError as error:
         raise UserError("--on slurm needs submitit: pip install submitit") from error
     parameters = slurm_parameters(args)
-    path = ":".join([str(REPOSITORY / "results"), str(REPOSITORY)])
-    setup = [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup", [])]
-    submitted = _read(sweep / "jobs" / "slurm.json", {})
+    path = shlex.quote(f"{REPOSITORY / 'results'}:{REPOSITORY}")
+    setup = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup", [])]
+    task = SlurmTask(Place("this node", sharing_a_gpu(args.jobs_per_gpu)), args.attempts)
 
-    def submit_array(packs: list[tuple[Job, ...]], **more: Any) -> list[str]:
-        place = Place("this node", sharing_a_gpu(args.jobs_per_gpu))
-        tasks = [SlurmTask(pack, (place,) * len(pack), args.attempts) for pack in packs]
+    def submit_arrays(jobs: list[Job], size: int, **more: Any) -> list[str]:
+        packs = [tuple(jobs[i : i + size]) for i in range(0, len(jobs), size)]  # each is a task of an array
         ids = []
-        for first in range(0, len(tasks), ARRAY_SIZE):
+        for first in range(0, len(packs), ARRAY_SIZE):
             executor = submitit.SlurmExecutor(sweep / "jobs" / "slurm", max_num_timeout=10**6)
             executor.update_parameters(**parameters | more, setup=setup)
-            with executor.batch():
-                array = [executor.submit(task) for task in tasks[first : first + ARRAY_SIZE]]
-            ids += [job.job_id for job in array]
-        for pack, job_id in zip(packs, ids, strict=True):
-            submitted.update({key: job_id for job in pack for key in slurm_keys(job)})
-        text = json.dumps(submitted, indent=1)
-        write_whole(sweep / "jobs" / "slurm.json", lambda temporary: temporary.write_text(text))
-        return ids
-
-    def split(members: list[Job], size: int) -> list[tuple[Job, ...]]:
-        return [tuple(members[i : i + size]) for i in range(0, len(members), size)]
+            ids += [job.job_id for job in executor.map_array(task, packs[first : first + ARRAY_SIZE])]
+            submitted = _submitted(sweep)
+            for pack, job_id in zip(packs, ids, strict=False):
+                submitted |= {str(run): job_id for job in pack for run in job.runs}
+            text = json.dumps(submitted, indent=1)
+            write_whole(sweep / "jobs" / "slurm.json", lambda temporary, text=text: temporary.write_text(text))
+        arrays = list(dict.fromkeys(job_id.split("_")[0] for job_id in ids))
+        print(f"submitted {len(jobs)} jobs: Slurm array {', '.join(arrays)}", flush=True)
+        return arrays
 
     try:
         after = {}
         if data:
             without_gpu = {name: None for name in parameters if name.startswith("gpus_") or name == "gres"}
-            ids = sorted({job_id.split("_")[0] for job_id in submit_array(split(data, 1), **without_gpu)})
             # afterany: where one data set cannot be had, the jobs of the others go on.
-            after = {"dependency": ":".join(["afterany", *ids])}
-            print(f"submitted {len(data)} data jobs: Slurm array {', '.join(ids)}")
-        ids = submit_array(split(jobs, args.jobs_per_gpu), **after)
-        print(f"submitted {len(jobs)} jobs: Slurm array {', '.join(sorted({each.split('_')[0] for each in ids}))}")
+            after = {"dependency": ":".join(["afterany", *submit_arrays(data, 1, **without_gpu)])}
+        submit_arrays(jobs, args.jobs_per_gpu, **after)
     except (ValueError, RuntimeError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"Slurm: {error}") from error
 
 
-def main(args: Args, passed_on: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Print the grid, then start what nobody does yet."""
-    sweep = args.folder.expanduser().resolve()
+    args, passed_on = parse(words)
+    sweep = expanded(args.folder).resolve()
     if args.status:
         return show_status(sweep)
     methods = grid(args, passed_on)
-    check_settings(sweep, methods)
     with contextlib.nullcontext() if args.dry_run else alone(sweep):
-        standings = stand(sweep, methods)
-        print(describe_grid(standings, device_seconds(sweep, methods)), flush=True)
+        standing = stand(sweep, methods, args.seeds_per_job)
+        rows, sums = describe(standing)
+        print_table(rows, sums)
         if args.dry_run:
             return None
-        record(sweep, methods)
-        to_start = [standing for standing in standings if standing.is_to_start]
-        jobs = [standing.job for standing in to_start]
-        data = [job for job in data_jobs(sweep, [standing.method for standing in to_start]) if not job.is_done]
+        remember(sweep, words)
+        jobs = [
+            job
+            for states in standing.values()
+            for job, state in states.items()
+            if state in ("failed", "stopped", "new")
+        ]
+        # A run that has begun has found its data.
+        found = {
+            method.data
+            for method, states in standing.items()
+            if any(is_begun(run) for job in states for run in job.runs)
+        }
+        started = {job.method for job in jobs}
+        data = data_jobs(sweep, (m for m in methods if m.name in started and m.data not in found))
         for job in (*data, *jobs):
             job.forget_failure()
         if not jobs:
@@ -668,5 +602,17 @@ def main(args: Args, passed_on: list[str]) -> None:
             work_here(args, data, jobs)
 
 
+@contextlib.contextmanager
+def alone(sweep: pathlib.Path) -> Iterator[None]:
+    """One process at a time starts jobs in a sweep, from whatever login node. Raises `UserError` for the second."""
+    path = sweep / "jobs" / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(path)
+    if lock is None:
+        raise UserError(f"{sweep} is worked on by {holder_of(path)}")
+    with lock:
+        yield
+
+
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(*tyro.cli(Args, return_unknown_args=True)))
+    exit_in_one_line(lambda: main(sys.argv[1:]))

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -26,7 +27,7 @@ from common.errors import UserError
 from common.run_directory import read_table
 
 UPDATES = 4000
-TASKS, METHODS = ("pointmaze-medium", "pointmaze-medium-task3"), ("drol", "fql")
+TASKS, ALGORITHMS = ("pointmaze-medium", "pointmaze-medium-task3"), ("drol", "fql")
 TOY = ("--hidden-sizes", 8, 8, "--batch-size", 8, "--offline-steps", UPDATES, "--eval-interval", UPDATES // 2)
 TOY = (*TOY, "--eval-episodes", 1, "--eval-workers", 1, "--log-interval", 100, "--save-minutes", 0.01)
 TOY = (*TOY, "--data-source", "collect", "--collect-episodes", 4)
@@ -48,27 +49,29 @@ def test_the_grid_of_the_paper_has_its_published_settings():
     assert len({method.name for method in methods}) == 68 * 3
     seen = set()
     for method in methods:
-        spec, learned = sweep.resolve(method.task), json.loads(method.learned)
-        row = published[spec.family]
-        algorithm = method.label.split("(")[0].rstrip("*")
-        column = algorithm.lower()
-        assert learned["discount"] == float(row[f"{column}_discount"]), method.name
-        assert learned["q_agg"] == row[f"{column}_q_agg"], method.name
-        assert method.updates == int(row["offline_steps"]), method.name
-        if algorithm == "FQL":
-            assert learned["alpha"] == float(row["fql_alpha"]), method.name
+        algorithm, spec = method.name.split(f"-{method.task}")[0], sweep.resolve(method.task)
+        row, column = published[spec.family], algorithm.split("-")[0]
+        settings = re.findall(r"(\w+) (\S+) \((\w+)\)", method.settings)
+        values = {name: value for name, value, _ in settings}
+        assert {origin for *_, origin in settings} == {"published"}, method.name
+        assert float(values["discount"]) == float(row[f"{column}_discount"]), method.name
+        assert values["q_agg"] == row[f"{column}_q_agg"], method.name
+        assert values["offline_steps"] == str(method.updates) == row["offline_steps"], method.name
+        if algorithm == "fql":
+            assert float(values["alpha"]) == float(row["fql_alpha"]), method.name
         else:
-            k = row["drol_k_tuned" if method.label == "DROL*" else "drol_k"]
-            assert learned["bc_coef"] == float(row["drol_bc_coef"]), method.name
-            assert method.name.endswith(f"-k{k}"), method.name
-        assert "default" not in method.settings and "given" not in method.settings, method.name
-        seen.add((spec.family, spec.task, method.label))
+            k = row["drol_k_tuned" if algorithm == "drol-star" else "drol_k"]
+            assert float(values["bc_coef"]) == float(row["drol_bc_coef"]), method.name
+            assert values["num_candidates"] == k and method.name.endswith(f"-k{k}"), method.name
+        star = ["--drol-star"] if algorithm == "drol-star" else []
+        assert method.script == f"{column}.py" and method.options == ("--env-id", spec.name, *star)
+        seen.add((spec.family, spec.task, algorithm))
     tasks = {family: 5 if row["suite"] == "ogbench" else 1 for family, row in published.items()}
     expected = {
-        (family, task if number > 1 else None, label)
+        (family, task if number > 1 else None, algorithm)
         for family, number in tasks.items()
         for task in range(1, number + 1)
-        for label in ("DROL(16)", "DROL*", "FQL")
+        for algorithm in ("drol", "drol-star", "fql")
     }
     assert seen == expected
 
@@ -101,20 +104,23 @@ def test_lists_of_values_are_a_product_and_belong_to_the_algorithms_that_have_th
     sizes = grid("--hidden-sizes", 8, 8, "--hidden-sizes", 16, algorithms=("fql",))
     assert [m.name for m in sizes] == ["fql-cube-double-hidden-sizes8x8", "fql-cube-double-hidden-sizes16"]
     flags = grid("--normalize-q-loss", "--no-normalize-q-loss", algorithms=("fql",))
-    assert [json.loads(m.learned)["normalize_q_loss"] for m in flags] == [True, False]
+    assert [m.name for m in flags] == ["fql-cube-double-normalize-q-loss", "fql-cube-double-no-normalize-q-loss"]
 
 
-def test_what_differs_from_the_published_settings_is_in_the_name_and_the_rest_is_not():
-    (published,) = grid("--bc-coef", 3, "--offline-steps", 10, algorithms=("drol",))
-    (own,) = grid("--bc-coef", 1, "--batch-size", 8, algorithms=("drol",))
-    assert published.name == "drol-cube-double-k16"
-    assert own.name == "drol-cube-double-k16-bc-coef1"
+def test_what_is_given_is_in_the_name_but_for_what_has_no_part_in_what_is_learned():
+    (method,) = grid("--bc-coef", 1, "--eval-workers", 3, algorithms=("drol",))
+    assert method.name == "drol-cube-double-k16-bc-coef1"
+    assert method.options == ("--env-id", "cube-double-play-singletask-v0", "--bc-coef", "1", "--eval-workers", "3")
 
 
-@pytest.mark.parametrize("words", [("--nonsense", 1), ("--seed", 1), ("3",), ("--num-candidates", 0)])
-def test_arguments_that_are_no_scripts_or_the_sweeps_own_are_refused(words):
+@pytest.mark.parametrize(
+    "words", [("--nonsense", 1), ("--seed", 1), ("3",), ("--num-candidates", 0), ("--eval-workers", 1, 2)]
+)
+def test_arguments_that_no_script_has_or_the_sweep_gives_or_no_name_has_are_refused(words):
     with pytest.raises(UserError):
         grid(*words)
+    with pytest.raises(UserError):
+        sweep.Args(seeds=0)
 
 
 def test_groups_of_the_table_and_names_are_tasks_once():
@@ -124,32 +130,15 @@ def test_groups_of_the_table_and_names_are_tasks_once():
     assert len(sweep.tasks_named(["d4rl"])) == 18 and len(sweep.tasks_named(["ogbench", "paper"])) == 68
 
 
-def test_a_folder_with_other_settings_is_refused(tmp_path):
-    sweep.record(tmp_path, grid("--batch-size", 8))
-    sweep.check_settings(tmp_path, grid("--batch-size", 8, "--eval-workers", 3))
-    with pytest.raises(UserError, match="was begun with batch_size 8, not 16"):
-        sweep.check_settings(tmp_path, grid("--batch-size", 16))
-
-
 # Jobs
 
 
-def make_run(folder: pathlib.Path, seeds_together: list[int], *, saved: bool) -> None:
-    folder.mkdir(parents=True)
-    config = {"seeds_together": seeds_together, "args": {"offline_steps": 100, "online_steps": 0}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "checkpoints").mkdir()
-    if saved:
-        (folder / "checkpoints" / "step-000000001.npz").touch()
-
-
 def test_seeds_go_on_together_as_they_began(tmp_path):
-    for seed in (2, 3):
-        make_run(tmp_path / "x" / f"seed{seed}", [2, 3], saved=True)
-    make_run(tmp_path / "x" / "seed6", [6, 7], saved=True)  # the folder of seed 7 is gone
-    make_run(tmp_path / "x" / "seed8", [8, 9], saved=False)  # killed before the folder of seed 9 was made
-    groups = jobs.together(tmp_path, "x", range(10), 3)
-    assert groups == [(0, 1, 4), (2, 3), (5, 7, 8), (6,), (9,)]
+    for seed, together in ((2, [2, 3]), (3, [2, 3]), (6, [6, 7])):  # the folder of seed 7 is gone
+        run = tmp_path / "x" / f"seed{seed}"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps({"seeds_together": together}))
+    assert jobs.together(tmp_path, "x", range(9), 3) == [(0, 1, 4), (2, 3), (5, 7, 8), (6,)]
 
 
 @pytest.fixture
@@ -164,8 +153,8 @@ def make_job(tmp_path) -> Callable[..., jobs.Job]:
 
 def work(members: list[jobs.Job], attempts: int = 1, places: list[jobs.Place] | None = None) -> tuple[list, list[str]]:
     said: list[str] = []
-    workers = jobs.Workers(places or [jobs.Place("here")], attempts, said.append)
-    return workers.work(members), said
+    failed, _ = jobs.Workers(attempts, said.append).work(members, places or [jobs.Place("here")])
+    return failed, said
 
 
 def test_a_job_that_fails_is_tried_again_after_the_others_and_then_named_with_its_last_line(make_job):
@@ -174,10 +163,10 @@ def test_a_job_that_fails_is_tried_again_after_the_others_and_then_named_with_it
     failed, said = work([bad, good], attempts=2)
     assert failed == [bad] and bad.failure.attempts == 2 and bad.failure.line == "error: no such thing"
     assert [line.split(":")[0] for line in said] == [
-        *("started on here", "failed (will be tried again)", "started on here", "done (1 of 2)"),
+        *("started on here", "failed (will be tried again)", "started on here", "done"),
         *("started on here", "failed (given up)"),
     ]
-    assert good.is_done and good.failure is None and not bad.is_done
+    assert good.failure is None
     assert sweep.failures([good, bad])[0].startswith("bad: failed 2 times, last on ")
 
 
@@ -187,7 +176,7 @@ def test_a_job_that_is_killed_succeeds_at_its_second_attempt(make_job, tmp_path)
     program += "    once.touch(); print('alive', flush=True); os.kill(os.getpid(), 9)\n"
     job = make_job("killed", program)
     failed, said = work([job], attempts=2)
-    assert failed == [] and job.is_done and job.failure is None
+    assert failed == [] and job.failure is None
     assert "killed by SIGKILL after: alive" in said[1]
 
 
@@ -221,15 +210,19 @@ def test_slurm_parameters_come_from_a_file_and_the_command_line(tmp_path):
 # The whole, here and on Slurm: what is disturbed in one is left in peace in the other
 
 
-SETTINGS = {"tasks": TASKS, "algorithms": METHODS, "seeds": 2, "seeds_per_job": 2}
+def toy(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str]:
+    """Arguments of a sweep of two tasks, two algorithms and two seeds."""
+    words = ("--tasks", *TASKS, "--algorithms", *ALGORITHMS, "--seeds", 2, "--seeds-per-job", 2, "--folder", folder)
+    return [str(word) for word in (*words, *TOY, "--dataset-dir", data, *more)]
+
+
+METHODS = [method.name for method in sweep.grid(*sweep.parse(toy("", "")))]
 
 
 @contextlib.contextmanager
-def sweep_toy(folder: pathlib.Path, data: pathlib.Path, *more: object) -> Iterator[subprocess.Popen]:
-    """Start it in another process, which does not outlive the test."""
-    words = ("--tasks", *TASKS, "--algorithms", *METHODS, "--seeds", 2, "--seeds-per-job", 2, "--folder", folder)
-    words = (*words, *TOY, "--dataset-dir", data, *more)
-    command = [sys.executable, str(REPOSITORY / "results" / "sweep.py"), *map(str, words)]
+def sweeping(words: list[str]) -> Iterator[subprocess.Popen]:
+    """In another process, which does not outlive the test."""
+    command = [sys.executable, str(REPOSITORY / "results" / "sweep.py"), *words]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -237,11 +230,6 @@ def sweep_toy(folder: pathlib.Path, data: pathlib.Path, *more: object) -> Iterat
             for _ in range(2):  # the second ends its jobs at once
                 process.terminate()
                 time.sleep(0.2)
-
-
-def sweep_again(folder: pathlib.Path, data: pathlib.Path, on: str) -> None:
-    """In this process."""
-    sweep.main(sweep.Args(folder=folder, on=on, **SETTINGS), [str(word) for word in (*TOY, "--dataset-dir", data)])
 
 
 def rows(folder: pathlib.Path, method: str) -> int:
@@ -261,25 +249,21 @@ def kill_trainer(folder: pathlib.Path, method: str) -> None:
     os.kill(int(trainer), signal.SIGKILL)
 
 
-METHOD_NAMES = ("drol-pointmaze-medium-k16", "fql-pointmaze-medium")
-METHOD_NAMES = (*METHOD_NAMES, "drol-pointmaze-medium-task3-k16", "fql-pointmaze-medium-task3")
-
-
 @pytest.fixture(scope="session")
 def swept_here(pointmaze_file, once) -> pathlib.Path:
     """On this machine, one job at a time: the first is killed, the second is stopped by Ctrl-C with the whole sweep."""
 
     def make(folder: pathlib.Path) -> None:
-        with sweep_toy(folder, pointmaze_file.parent, "--jobs-at-once", 1) as process:
-            wait_for(lambda: rows(folder, METHOD_NAMES[0]) > 5)
-            kill_trainer(folder, METHOD_NAMES[0])
-            wait_for(lambda: rows(folder, METHOD_NAMES[1]) > 5)
+        with sweeping(toy(folder, pointmaze_file.parent, "--jobs-at-once", 1)) as process:
+            wait_for(lambda: rows(folder, METHODS[0]) > 5)
+            kill_trainer(folder, METHODS[0])
+            wait_for(lambda: rows(folder, METHODS[1]) > 5)
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "killed by SIGKILL after" in out and "stopped; the same command goes on" in out
-        assert rows(folder, METHOD_NAMES[1]) < UPDATES // 100
-        with sweep_toy(folder, pointmaze_file.parent) as process:
+        assert rows(folder, METHODS[1]) < UPDATES // 100
+        with sweeping(toy(folder, pointmaze_file.parent)) as process:
             out, _ = process.communicate(timeout=240)
         assert process.returncode == 0, out
         assert "4 jobs: 1 failed, 1 stopped, 2 new" in out
@@ -288,7 +272,7 @@ def swept_here(pointmaze_file, once) -> pathlib.Path:
 
 
 def check_complete(folder: pathlib.Path) -> None:
-    for method in METHOD_NAMES:
+    for method in METHODS:
         for seed in (0, 1):
             steps = [row["step"] for row in read_table(folder / method / f"seed{seed}" / "eval.csv")]
             assert steps == [UPDATES // 2, UPDATES]
@@ -296,27 +280,29 @@ def check_complete(folder: pathlib.Path) -> None:
 
 def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, pointmaze_file, capsys):
     check_complete(swept_here)
-    sweep_again(swept_here, pointmaze_file.parent, "local")
+    sweep.main(toy(swept_here, pointmaze_file.parent))
     assert "4 jobs: 4 done; nothing is left to do\nnothing to start\n" in capsys.readouterr().out
     table.main(table.Args((swept_here,)))
     printed = capsys.readouterr().out
     for task in TASKS:
         assert sum(f"| {task} " in line for line in printed.splitlines()) == 2, printed
-    sweep.main(sweep.Args(folder=swept_here, status=True), [])
+    sweep.main(["--folder", str(swept_here), "--status"])
     assert capsys.readouterr().out.count(f"{UPDATES:,} of {UPDATES:,}") == 4
     page = (swept_here / "status.html").read_text()
     assert page.count(f"{UPDATES:,} of {UPDATES:,}") == 4 and page.count("<svg") == 1
     assert "<script" not in page and "<img" not in page and "<link" not in page  # one file
 
 
-FAILING = {"tasks": ("cube-double",), "algorithms": ("drol",), "seeds": 1}
+def failing(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str]:
+    words = ("--algorithms", "drol", "--seeds", 1, "--folder", folder, "--dataset-path", data, *more)
+    return [str(word) for word in words]
 
 
 def test_a_job_without_data_is_named_with_its_last_line(tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
     with pytest.raises(UserError, match="1 of 1 jobs failed; --status names them"):
-        sweep.main(sweep.Args(folder=folder, attempts=1, **FAILING), ["--dataset-path", str(missing)])
-    sweep.main(sweep.Args(folder=folder, status=True), [])
+        sweep.main(failing(folder, missing, "--attempts", 1))
+    sweep.main(["--folder", str(folder), "--status"])
     assert f"error: --dataset-path {missing}: no such file" in capsys.readouterr().out
 
 
@@ -348,7 +334,7 @@ def slurm(cluster, monkeypatch) -> Callable[..., str]:
 def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
     """Once it is queued again, away from the node that it failed on.
 
-    Slurm itself would wait two minutes, by when a node has forgotten that the job was ended there; it counts in seconds.
+    Slurm itself would wait two minutes. Within one second, a node takes it for the job that was ended there.
     """
 
     def is_queued() -> bool:
@@ -369,12 +355,12 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
         """Job -> its node."""
         return dict(line.split() for line in slurm("squeue", "-h", "-r", "-t", "running", "-o", "%i %N").splitlines())
 
-    with sweep_toy(folder, data, "--on", "slurm") as process:
+    with sweeping(toy(folder, data, "--on", "slurm")) as process:
         assert process.wait(timeout=60) == 0
     submitted = json.loads((folder / "jobs" / "slurm.json").read_text())
-    ids = [submitted[f"{method}/seed0"] for method in METHOD_NAMES]
+    ids = [submitted[str(folder / method / "seed0")] for method in METHODS]
     assert len({job.split("_")[0] for job in ids}) == 1 and len(set(ids)) == 4  # one array
-    sweep_again(folder, data, "slurm")
+    sweep.main(toy(folder, data, "--on", "slurm"))
     assert capsys.readouterr().out.endswith("nothing to start\n")
 
     def goes_on(method: str) -> int:
@@ -387,7 +373,7 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
         goes_on(method)
         slurm("scancel", "--signal", "USR2", job)  # as before a time limit, or preemption
         start_requeued(slurm, job)
-        assert "saved at update" in (folder / "jobs" / f"{method}-seeds0-1.log").read_text()
+        assert "saved at update" in (folder / "jobs" / f"{method}-seed0-1.log").read_text()
         assert goes_on(method) < UPDATES // 100
         kill_trainer(folder, method)
         start_requeued(slurm, job, restarts=2, elsewhere=True)
@@ -397,12 +383,14 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
         slurm("scontrol", "requeue", job)
         start_requeued(slurm, job)
         assert goes_on(method) < UPDATES // 100
-        slurm("sbatch", "--partition", "urgent", "--nodelist", running()[job], "--output", "/dev/null", "--wrap", "true")
+        slurm(
+            "sbatch", "--partition", "urgent", "--nodelist", running()[job], "--output", "/dev/null", "--wrap", "true"
+        )
         start_requeued(slurm, job, restarts=2)
 
     with concurrent.futures.ThreadPoolExecutor() as threads:  # neither knows when the other has a node
         disturbed = [
-            threads.submit(disturb, METHOD_NAMES[place], ids[place])
+            threads.submit(disturb, METHODS[place], ids[place])
             for place, disturb in ((2, signalled_then_killed), (3, requeued_then_preempted))
         ]
     for disturbance in disturbed:
@@ -410,19 +398,18 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     wait_for(lambda: not slurm("squeue", "--noheader"))
 
     check_complete(folder)
-    for method in METHOD_NAMES:
+    for method in METHODS:
         for seed in (0, 1):
             for name in ("train.csv", "eval.csv"):
                 mine, other = (each / method / f"seed{seed}" / name for each in (folder, swept_here))
                 assert mine.read_bytes() == other.read_bytes(), mine
-    sweep_again(folder, data, "slurm")
+    sweep.main(toy(folder, data, "--on", "slurm"))
     assert capsys.readouterr().out.endswith("nothing to start\n")
 
 
 def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
-    arguments = sweep.Args(folder=folder, attempts=2, on="slurm", **FAILING)
-    sweep.main(arguments, ["--dataset-path", str(missing)])
+    sweep.main(failing(folder, missing, "--attempts", 2, "--on", "slurm"))
     (job,) = json.loads((folder / "jobs" / "slurm.json").read_text()).values()
     start_requeued(slurm, job, elsewhere=True)
     first = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0.failed").read_text()))
@@ -430,6 +417,6 @@ def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm
     last = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0.failed").read_text()))
     assert last.attempts == 2 and {first.node, last.node} == {"one", "two"}
     capsys.readouterr()
-    sweep.main(sweep.Args(folder=folder, status=True), [])
+    sweep.main(["--folder", str(folder), "--status"])
     out = capsys.readouterr().out
     assert f"failed 2 times, last on {last.node}: error: --dataset-path {missing}: no such file" in out
