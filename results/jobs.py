@@ -63,18 +63,6 @@ def is_finished(run: pathlib.Path) -> bool:
     return last_row(run, "eval").get("step") == args["offline_steps"] + args["online_steps"]
 
 
-def holder_of_run(run: pathlib.Path) -> str | None:
-    """Who trains it now: 'process 4711 on node3'; None if nobody does."""
-    path = run / ".lock"
-    if not path.exists():
-        return None
-    lock = try_lock(path)
-    if lock is None:
-        return holder_of(path)
-    lock.close()
-    return None
-
-
 # ---- Jobs ------------------------------------------------------------------------------------------------------------
 
 
@@ -139,8 +127,13 @@ class Job(NamedTuple):
 
     @property
     def holder(self) -> str | None:
-        """Another process that trains one of these runs now."""
-        return next(filter(None, map(holder_of_run, self.runs)), None)
+        """Another process that trains one of these runs now: 'process 4711 on node3'."""
+        for file in (run / ".lock" for run in self.runs):
+            if file.exists():
+                if (lock := try_lock(file)) is None:
+                    return holder_of(file)
+                lock.close()
+        return None
 
     @property
     def failure(self) -> Failure | None:
@@ -225,7 +218,7 @@ class Workers:
 
     def __init__(self, attempts: int, say: Callable[[str], None] = print):
         """Args:
-        attempts: how often a job is tried here before it is given up.
+        attempts: how often a job is tried, all in all, before it is given up here.
         say: takes a line of news.
         """
         self._attempts, self._say = attempts, say
@@ -239,7 +232,7 @@ class Workers:
             The jobs that failed for good, and those that ended politely before they were done.
         """
         waiting, free = collections.deque(jobs), collections.deque(places)
-        tried, failed, stopped = collections.Counter(), [], []
+        failed, stopped = [], []
         while self._running or (waiting and not self.stopping):
             while waiting and free and not self.stopping:
                 job = waiting.popleft()
@@ -264,8 +257,7 @@ class Workers:
                     self._say(f"stopped: {job.name}")
                 else:
                     failure = job.fail(job.last_word(begin, process.returncode))
-                    tried[job] += 1
-                    again = tried[job] < self._attempts
+                    again = failure.attempts < self._attempts
                     (waiting if again else failed).append(job)
                     self._say(f"failed ({'will be tried again' if again else 'given up'}): {job.name}: {failure.line}")
             time.sleep(0.1)

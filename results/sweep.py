@@ -16,8 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from common.errors import UserError, exit_in_one_line, expanded  # isort: skip (before all that takes long to import: Ctrl-C)
 
 import collections
-import contextlib
 import dataclasses
+import functools
 import html
 import importlib
 import io
@@ -31,7 +31,7 @@ import signal
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import tyro
@@ -44,7 +44,7 @@ from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
 from common.run_directory import headline_evaluations, read_table, score_metric
 from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun, last_row, sharing_a_gpu, together
-from published import group_of, num_tasks
+from published import group_of
 
 STAR = "drol-star"  # drol.py with the K that the paper tuned
 OWN = {
@@ -58,7 +58,13 @@ OWN = {
     "print_config",
     "drol_star",
 }  # given here
-OF_DATA = ("data_source", "dataset_dir", "collect_episodes", "collect_workers")  # the job for a data set is told, too
+OF_DATA = (
+    "data_source",
+    "dataset_path",
+    "dataset_dir",
+    "collect_episodes",
+    "collect_workers",
+)  # the job for a data set is told, too
 UNNAMED = runs.INCIDENTAL - {"collect_episodes"} | {
     "num_candidates"
 }  # not in names of folders (K is in all that have one)
@@ -115,7 +121,7 @@ class Method(NamedTuple):
         options: arguments of the script, but for seeds and folder.
         updates: of a run.
         settings: what the papers tabulate, and where the values came from.
-        data: name of the job that makes its data set be there, and what that is told; None with --dataset-path.
+        data: arguments of results/fetch.py, which makes its data set be there; none with --dataset-path.
         seeds: how many.
     """
 
@@ -125,7 +131,7 @@ class Method(NamedTuple):
     options: tuple[str, ...]
     updates: int
     settings: str
-    data: tuple[str, tuple[str, ...]] | None
+    data: tuple[str, ...]
     seeds: int
 
 
@@ -135,33 +141,43 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
     Raises:
         UserError: an unknown task, an argument that no script has, or a value out of range.
     """
-    values = values_of(list(passed_on))
-    variants = [variant for algorithm in args.algorithms for variant in _variants(algorithm, values)]
-    methods = [_method(args.seeds, spec, *variant) for spec in tasks_named(args.tasks) for variant in variants]
-    return list({method.name: method for method in methods}.values())
+    values, methods = values_of(list(passed_on)), {}
+    for spec, algorithm in itertools.product(tasks_named(args.tasks), args.algorithms):
+        own = ("--drol-star",) if algorithm == STAR else ()
+        module = _module("drol" if own else algorithm)
+        has = {field.name for field in dataclasses.fields(module.Args)} - ({"num_candidates"} if own else set())
+        names = [name for name in values if name in has]
+        for words in itertools.product(*(values[name] for name in names)):
+            options, choice = (*own, *itertools.chain(*words)), dict(zip(names, words, strict=True))
+            given = dataclasses.replace(_read(module.Args, options), env_id=spec.name)
+            settings, origins = complete(given, spec, module.published_settings)
+            k = [f"k{settings.num_candidates}"] if "num_candidates" in origins else []
+            told = [f"{given[2:]}{'x'.join(value)}" for name, (given, *value) in choice.items() if name not in UNNAMED]
+            name = "-".join([algorithm, spec.short_name, *k, *told])
+            data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
+            of_data = itertools.chain(*(choice[name] for name in OF_DATA if name in choice))
+            methods[name] = Method(
+                name=name,
+                task=spec.short_name,
+                script=f"{module.__name__}.py",
+                options=("--env-id", spec.name, *options),
+                updates=settings.offline_steps + settings.online_steps,
+                settings=", ".join(f"{name} {getattr(settings, name)} ({origins[name]})" for name in origins),
+                data=("--env-id", data_set, *of_data) if settings.dataset_path is None else (),
+                seeds=args.seeds,
+            )
+    return list(methods.values())
 
 
 def tasks_named(names: Iterable[str]) -> list[EnvSpec]:
-    """The tasks that --tasks means, each once."""
-    groups = paper_tasks()
-    specs = {}
-    for name in names:
-        in_groups = [
-            task for group, tasks in groups.items() if name in ("paper", group, group.split("/")[0]) for task in tasks
-        ]
-        for spec in map(resolve, in_groups or [name]):
-            specs[spec.short_name] = spec
-    return list(specs.values())
-
-
-def paper_tasks() -> dict[str, list[str]]:
-    """The 68 tasks of the paper's Table 1, by its groups."""
-    groups = {group: [] for group in num_tasks()}
+    """The tasks that --tasks means, each once: for a group of the paper's Table 1 all of its tasks."""
     ogbench = (f"{name}-task{task}" for name in OGBENCH_DATASET_TYPES for task in range(1, NUM_TASKS + 1))
-    for name in (*ogbench, *D4RL_MINARI_IDS):
-        if (group := group_of(resolve(name))) is not None:
-            groups[group].append(name)
-    return groups
+    groups = [(spec, group_of(spec)) for spec in map(resolve, (*ogbench, *D4RL_MINARI_IDS))]
+    specs = []
+    for name in names:
+        in_group = [spec for spec, group in groups if group and name in ("paper", group, group.split("/")[0])]
+        specs += in_group or [resolve(name)]
+    return list(dict.fromkeys(specs))
 
 
 def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
@@ -200,45 +216,9 @@ def _module(script: str) -> Any:
     return importlib.import_module(script)
 
 
-def _variants(algorithm: str, values: dict[str, list[tuple[str, ...]]]) -> Iterator[tuple[Any, ...]]:
-    """Of an algorithm, the product of the values of those arguments that it has: its name, script, these, all."""
-    own = ["--drol-star"] if algorithm == STAR else []
-    module = _module("drol" if own else algorithm)
-    names = [field.name for field in dataclasses.fields(module.Args) if not own or field.name != "num_candidates"]
-    names = [name for name in values if name in names]
-    for choice in itertools.product(*(values[name] for name in names)):
-        options = tuple(itertools.chain(own, *choice))
-        given = tyro.cli(module.Args, args=list(options), prog="results/sweep.py")
-        yield algorithm, module, dict(zip(names, choice, strict=True)), options, given
-
-
-def _method(
-    seeds: int,
-    spec: EnvSpec,
-    algorithm: str,
-    module: Any,
-    choice: dict[str, tuple[str, ...]],
-    options: tuple[str, ...],
-    given: RunArgs,
-) -> Method:
-    settings, origins = complete(dataclasses.replace(given, env_id=spec.name), spec, module.published_settings)
-    k = getattr(settings, "num_candidates", None)
-    in_name = {name: f"{words[0][2:]}{'x'.join(words[1:])}" for name, words in choice.items() if name not in UNNAMED}
-    data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
-    of_data = tuple(itertools.chain(*(words for name, words in choice.items() if name in OF_DATA)))
-    episodes = [in_name[name] for name in ("collect_episodes",) if name in in_name]
-    return Method(
-        name="-".join([algorithm, spec.short_name, *([f"k{k}"] if k else []), *in_name.values()]),
-        task=spec.short_name,
-        script=f"{module.__name__}.py",
-        options=("--env-id", spec.name, *options),
-        updates=settings.offline_steps + settings.online_steps,
-        settings=", ".join(f"{name} {getattr(settings, name)} ({origin})" for name, origin in origins.items()),
-        data=("-".join(["data", re.sub("[/:]", "-", data_set), *episodes]), ("--env-id", data_set, *of_data))
-        if settings.dataset_path is None
-        else None,
-        seeds=seeds,
-    )
+@functools.cache  # the same for all tasks
+def _read(args_class: type[RunArgs], options: tuple[str, ...]) -> RunArgs:
+    return tyro.cli(args_class, args=list(options), prog="results/sweep.py")
 
 
 # ---- How it stands ---------------------------------------------------------------------------------------------------
@@ -431,11 +411,11 @@ svg {{ max-width: 100%; height: auto; }}
 
 
 def remember(sweep: pathlib.Path, words: list[str]) -> None:
-    """Add a command to SWEEP/commands.txt."""
-    file, line = sweep / "commands.txt", shlex.join(words) + "\n"
-    if not file.exists() or line not in file.read_text().splitlines(keepends=True):
-        with file.open("a") as commands:
-            commands.write(line)
+    """Add a command to SWEEP/commands.txt, once."""
+    with (sweep / "commands.txt").open("a+") as commands:
+        commands.seek(0)
+        if shlex.join(words) not in commands.read().splitlines():
+            commands.write(shlex.join(words) + "\n")
 
 
 def remembered(sweep: pathlib.Path) -> list[Method]:
@@ -456,8 +436,8 @@ def parse(words: list[str]) -> tuple[Args, list[str]]:
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
     """One for each data set."""
-    data = dict(method.data for method in methods if method.data is not None)
-    return [Job(sweep, name, "results/fetch.py", options) for name, options in data.items()]
+    data = dict.fromkeys(method.data for method in methods)
+    return [Job(sweep, f"data-{re.sub('[/:]', '-', told[1])}", "results/fetch.py", told) for told in data if told]
 
 
 def places_here(args: Args) -> list[Place]:
@@ -564,54 +544,40 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
         raise UserError(f"Slurm: {error}") from error
 
 
+def start(args: Args, sweep: pathlib.Path, standing: Standing) -> None:
+    """What nobody does yet, and should be done."""
+    jobs = [job for states in standing.values() for job in states if states[job] in ("failed", "stopped", "new")]
+    methods, begun = {job.method for job in jobs}, {config.parts[-3] for config in sweep.glob("*/*/config.json")}
+    found = {method.data for method in standing if method.name in begun}  # a run that has begun has found its data
+    data = data_jobs(sweep, (method for method in standing if method.name in methods and method.data not in found))
+    for job in (*data, *jobs):
+        job.forget_failure()
+    if not jobs:
+        print("nothing to start")
+    elif args.on == "slurm":
+        submit(args, sweep, data, jobs)
+    else:
+        work_here(args, data, jobs)
+
+
 def main(words: list[str]) -> None:
-    """Print the grid, then start what nobody does yet."""
+    """Print the grid, then start what nobody does yet, or goes on with it."""
     args, passed_on = parse(words)
     sweep = expanded(args.folder).resolve()
     if args.status:
         return show_status(sweep)
     methods = grid(args, passed_on)
-    with contextlib.nullcontext() if args.dry_run else alone(sweep):
-        standing = stand(sweep, methods, args.seeds_per_job)
-        rows, sums = describe(standing)
-        print_table(rows, sums)
-        if args.dry_run:
-            return None
-        remember(sweep, words)
-        jobs = [
-            job
-            for states in standing.values()
-            for job, state in states.items()
-            if state in ("failed", "stopped", "new")
-        ]
-        # A run that has begun has found its data.
-        found = {
-            method.data
-            for method, states in standing.items()
-            if any(is_begun(run) for job in states for run in job.runs)
-        }
-        started = {job.method for job in jobs}
-        data = data_jobs(sweep, (m for m in methods if m.name in started and m.data not in found))
-        for job in (*data, *jobs):
-            job.forget_failure()
-        if not jobs:
-            print("nothing to start")
-        elif args.on == "slurm":
-            submit(args, sweep, data, jobs)
-        else:
-            work_here(args, data, jobs)
-
-
-@contextlib.contextmanager
-def alone(sweep: pathlib.Path) -> Iterator[None]:
-    """One process at a time starts jobs in a sweep, from whatever login node. Raises `UserError` for the second."""
-    path = sweep / "jobs" / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(path)
-    if lock is None:
-        raise UserError(f"{sweep} is worked on by {holder_of(path)}")
+    if args.dry_run:
+        return print_table(*describe(stand(sweep, methods, args.seeds_per_job)))
+    lock_file = sweep / "jobs" / ".lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    if (lock := try_lock(lock_file)) is None:  # from whatever login node
+        raise UserError(f"{sweep} is worked on by {holder_of(lock_file)}")
     with lock:
-        yield
+        standing = stand(sweep, methods, args.seeds_per_job)
+        print_table(*describe(standing))
+        remember(sweep, words)
+        start(args, sweep, standing)
 
 
 if __name__ == "__main__":
