@@ -19,7 +19,6 @@ import collections
 import dataclasses
 import functools
 import html
-import importlib
 import io
 import itertools
 import json
@@ -38,6 +37,7 @@ import tyro
 from tabulate import tabulate
 
 import runs
+from common import algorithms
 from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
 from common.files import holder_of, try_lock, write_whole
@@ -47,27 +47,10 @@ from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun
 from published import group_of
 
 STAR = "drol-star"  # drol.py with the K that the paper tuned
-OWN = {
-    "env_id",
-    "seed",
-    "num_seeds",
-    "run_dir",
-    "resume",
-    "evaluate",
-    "video",
-    "print_config",
-    "drol_star",
-}  # given here
-OF_DATA = (
-    "data_source",
-    "dataset_path",
-    "dataset_dir",
-    "collect_episodes",
-    "collect_workers",
-)  # the job for a data set is told, too
-UNNAMED = runs.INCIDENTAL - {"collect_episodes"} | {
-    "num_candidates"
-}  # not in names of folders (K is in all that have one)
+# Of the scripts' arguments: what the sweep gives; what the job for a data set is told, too; what names do not say.
+OWN = {"env_id", "seed", "num_seeds", "run_dir", "resume", "evaluate", "video", "print_config", "drol_star"}
+OF_DATA = ("data_source", "dataset_dir", "collect_episodes", "collect_workers")
+UNNAMED = runs.INCIDENTAL - {"collect_episodes"} | {"num_candidates"}  # (K is in all names anyway)
 SLURM = {"job_name": "sweep", "time": 24 * 60, "signal_delay_s": 120}  # minutes, seconds to save in
 ARRAY_SIZE = 1000  # Slurm's own limit, unless it is configured otherwise
 
@@ -144,7 +127,7 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
     values, methods = values_of(list(passed_on)), {}
     for spec, algorithm in itertools.product(tasks_named(args.tasks), args.algorithms):
         own = ("--drol-star",) if algorithm == STAR else ()
-        module = _module("drol" if own else algorithm)
+        module = algorithms.load("drol" if own else algorithm)
         has = {field.name for field in dataclasses.fields(module.Args)} - ({"num_candidates"} if own else set())
         names = [name for name in values if name in has]
         for words in itertools.product(*(values[name] for name in names)):
@@ -190,8 +173,8 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
     Raises:
         UserError: not an argument of a script, or one that the sweep gives; several values, but no place in the name.
     """
-    scripts = [path.stem for path in REPOSITORY.glob("*.py")]
-    fields = {field.name: field for script in scripts for field in dataclasses.fields(_module(script).Args)}
+    scripts = map(algorithms.load, algorithms.names())
+    fields = {field.name: field for script in scripts for field in dataclasses.fields(script.Args)}
     values = collections.defaultdict(list)
     while words:
         given = words.pop(0)
@@ -208,12 +191,6 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
         if len(values[name]) > 1 and name in UNNAMED - {"num_candidates"}:
             raise UserError(f"{given}: can have one value only, since runs are not told apart by it")
     return dict(values)
-
-
-def _module(script: str) -> Any:
-    if not (REPOSITORY / f"{script}.py").exists():
-        raise UserError(f"--algorithms {script}: there is no {script}.py")
-    return importlib.import_module(script)
 
 
 @functools.cache  # the same for all tasks
