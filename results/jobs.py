@@ -77,35 +77,27 @@ def sharing_a_gpu(jobs_per_gpu: int) -> tuple[tuple[str, str], ...]:
 
 
 class Failure(NamedTuple):
-    """What went wrong so far: `attempts` times, at last on `node`, with `line` as the last word."""
+    """What went wrong so far."""
 
     attempts: int
-    node: str
-    line: str
+    node: str  # of the last
+    line: str  # its last word
 
 
 class Job(NamedTuple):
-    """One process of a sweep: seeds that train together, or a data set that is found, downloaded or collected.
+    """One process of a sweep: seeds that train together, or a data set that is found, downloaded or collected."""
 
-    Attributes:
-        sweep: folder of the sweep, absolute.
-        method: folder of its runs in there; of data, a name.
-        script: what is run, from the repository's root.
-        options: its arguments, without seeds and folder.
-        seeds: seeds that train together; none if this is about data.
-    """
-
-    sweep: pathlib.Path
-    method: str
-    script: str
-    options: tuple[str, ...]
-    seeds: tuple[int, ...] = ()
+    sweep: pathlib.Path  # folder of the sweep, absolute
+    method: str  # folder of its runs in there; of data, a name
+    script: str  # what is run, from the repository's root
+    options: tuple[str, ...]  # of the script, but for seeds and folder
+    seeds: tuple[int, ...] = ()  # that train together; none if this is about data
 
     @property
     def name(self) -> str:
         """'drol-cube-double-task3-k16-seed0', or '-seed0-7'."""
-        seeds = "-".join(str(seed) for seed in dict.fromkeys((self.seeds[0], self.seeds[-1]))) if self.seeds else ""
-        return f"{self.method}-seed{seeds}" if seeds else self.method
+        ends = dict.fromkeys((*self.seeds[:1], *self.seeds[-1:]))
+        return f"{self.method}-seed{'-'.join(map(str, ends))}" if ends else self.method
 
     @property
     def runs(self) -> list[pathlib.Path]:

@@ -95,26 +95,15 @@ class Args:
 
 
 class Method(NamedTuple):
-    """An algorithm with its settings on a task: what differs in the seed alone.
+    """An algorithm with its settings on a task: what differs in the seed alone."""
 
-    Attributes:
-        name: folder of its runs.
-        task: 'cube-double-task3'.
-        script: 'drol.py'.
-        options: arguments of the script, but for seeds and folder.
-        updates: of a run.
-        settings: what the papers tabulate, and where the values came from.
-        data: arguments of results/fetch.py, which makes its data set be there; none with --dataset-path.
-        seeds: how many.
-    """
-
-    name: str
-    task: str
-    script: str
-    options: tuple[str, ...]
-    updates: int
-    settings: str
-    data: tuple[str, ...]
+    name: str  # folder of its runs
+    task: str  # 'cube-double-task3'
+    script: str  # 'drol.py'
+    options: tuple[str, ...]  # of the script, but for seeds and folder
+    updates: int  # of a run
+    settings: str  # what the papers tabulate, and where the values came from
+    data: tuple[str, ...]  # options of results/fetch.py, which makes its data set be there; none with --dataset-path
     seeds: int
 
 
