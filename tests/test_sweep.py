@@ -347,7 +347,7 @@ def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsew
 
 
 def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
-    slurm, swept_here, pointmaze_file, tmp_path, capsys
+    slurm, pointmaze_file, tmp_path, capsys, request
 ):
     folder, data = tmp_path / "sweep", pointmaze_file.parent
 
@@ -398,6 +398,7 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     wait_for(lambda: not slurm("squeue", "--noheader"))
 
     check_complete(folder)
+    swept_here = request.getfixturevalue("swept_here")  # only now: another process may be making it meanwhile
     for method in METHODS:
         for seed in (0, 1):
             for name in ("train.csv", "eval.csv"):
