@@ -303,6 +303,7 @@ def _requeue_elsewhere() -> None:
     this, partition = os.environ["SLURMD_NODENAME"], os.environ["SLURM_JOB_PARTITION"]
     sinfo = ["sinfo", "--noheader", "--Node", "--partition", partition, "--format", "%N"]
     nodes = subprocess.run(sinfo, capture_output=True, text=True, check=True).stdout.split()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which Slurm sends all processes of the job now, scontrol's, too
     subprocess.run(["scontrol", "requeue", job_id], check=True)
     if set(nodes) > {this}:  # while it was running, Slurm would not have had it
         subprocess.run(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={this}"], check=False)
