@@ -19,12 +19,13 @@ import antmaze
 import make
 import plot
 import speed
+import sweep
 import table
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = "".join(
     (REPOSITORY / page).read_text()
-    for page in ("README.md", "common/README.md", "results/README.md", "results/TUNING.md")
+    for page in ("README.md", "common/README.md", "results/README.md", "results/TUNING.md", "results/SWEEPS.md")
 )
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) for line in block.splitlines()]
 PROGRAMS = {
@@ -36,6 +37,7 @@ PROGRAMS = {
     "results/speed.py": speed.Args,
     "results/make.py": make.Args,
     "results/antmaze.py": antmaze.Args,
+    "results/sweep.py": sweep.Args,
 }
 
 
@@ -54,7 +56,11 @@ SINGLE = [re.sub(r"\$\w+", "1", part) for line in COMMANDS for part in re.split(
 @pytest.mark.parametrize("line", [line for line in SINGLE if arguments(line)])
 def test_the_arguments_exist(line):
     args_class, words = arguments(line)
-    assert isinstance(tyro.cli(args_class, args=words), args_class)
+    if args_class is sweep.Args:  # which passes on those of the scripts
+        args, passed_on = sweep.parse(words)
+        assert sweep.grid(args, passed_on)
+    else:
+        assert isinstance(tyro.cli(args_class, args=words), args_class)
 
 
 def test_both_first_commands_do_all_their_set_up():
