@@ -241,7 +241,7 @@ class Workers:
                 if job.is_done or (not job.seeds and process.returncode == 0):
                     job.forget_failure()
                     self._say(f"done: {job.name} ({len(waiting) + len(self._running)} to go)")
-                elif process.returncode in POLITE:
+                elif self.stopping or process.returncode in POLITE:
                     stopped.append(job)
                     self._say(f"stopped: {job.name}")
                 else:
