@@ -105,6 +105,7 @@ class Method(NamedTuple):
     settings: str  # what the papers tabulate, and where the values came from
     data: tuple[str, ...]  # options of results/fetch.py, which makes its data set be there; none with --dataset-path
     seeds: int
+    seeds_per_job: int
 
 
 def grid(args: Args, passed_on: list[str]) -> list[Method]:
@@ -137,6 +138,7 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
                 settings=", ".join(f"{name} {getattr(settings, name)} ({origins[name]})" for name in origins),
                 data=("--env-id", data_set, *of_data) if settings.dataset_path is None else (),
                 seeds=args.seeds,
+                seeds_per_job=args.seeds_per_job,
             )
     return list(methods.values())
 
@@ -192,12 +194,12 @@ def _read(args_class: type[RunArgs], options: tuple[str, ...]) -> RunArgs:
 Standing = dict[Method, dict[Job, str]]  # the jobs of a method: done, running, waiting, failed, stopped, or new
 
 
-def stand(sweep: pathlib.Path, methods: list[Method], seeds_per_job: int = 1) -> Standing:
+def stand(sweep: pathlib.Path, methods: list[Method]) -> Standing:
     """How each job stands by its files, by who holds them, and by Slurm's queue."""
     queue = slurm_queue(sweep)
     standing = {}
     for method in methods:
-        groups = together(sweep, method.name, range(method.seeds), seeds_per_job)
+        groups = together(sweep, method.name, range(method.seeds), method.seeds_per_job)
         jobs = [Job(sweep, method.name, method.script, method.options, seeds) for seeds in groups]
         standing[method] = {job: _state(job, {queue.get(str(run)) for run in job.runs}) for job in jobs}
     return standing
@@ -391,7 +393,8 @@ def remembered(sweep: pathlib.Path) -> list[Method]:
     methods = {}
     for line in (sweep / "commands.txt").read_text().splitlines():
         for method in grid(*parse(shlex.split(line))):
-            methods[method.name] = max(method, methods.get(method.name, method), key=lambda method: method.seeds)
+            seeds = max(method.seeds, methods.get(method.name, method).seeds)
+            methods[method.name] = method._replace(seeds=seeds)
     return list(methods.values())
 
 
@@ -534,13 +537,13 @@ def main(words: list[str]) -> None:
         return show_status(sweep)
     methods = grid(args, passed_on)
     if args.dry_run:
-        return print_table(*describe(stand(sweep, methods, args.seeds_per_job)))
+        return print_table(*describe(stand(sweep, methods)))
     lock_file = sweep / "jobs" / ".lock"
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     if (lock := try_lock(lock_file)) is None:  # from whatever login node
         raise UserError(f"{sweep} is worked on by {holder_of(lock_file)}")
     with lock:
-        standing = stand(sweep, methods, args.seeds_per_job)
+        standing = stand(sweep, methods)
         print_table(*describe(standing))
         remember(sweep, words)
         start(args, sweep, standing)

@@ -294,8 +294,8 @@ def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, p
 
 
 def failing(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str]:
-    words = ("--algorithms", "drol", "--seeds", 1, "--folder", folder, "--dataset-path", data, *more)
-    return [str(word) for word in words]
+    words = ("--algorithms", "drol", "--seeds", 2, "--seeds-per-job", 2, *more)
+    return [str(word) for word in (*words, "--folder", folder, "--dataset-path", data)]
 
 
 def test_a_job_without_data_is_named_with_its_last_line(tmp_path, capsys):
@@ -303,7 +303,8 @@ def test_a_job_without_data_is_named_with_its_last_line(tmp_path, capsys):
     with pytest.raises(UserError, match="1 of 1 jobs failed; --status names them"):
         sweep.main(failing(folder, missing, "--attempts", 1))
     sweep.main(["--folder", str(folder), "--status"])
-    assert f"error: --dataset-path {missing}: no such file" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  2 failed  " in out and f"error: --dataset-path {missing}: no such file" in out
 
 
 @pytest.fixture(scope="session")
@@ -411,11 +412,11 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
 def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
     sweep.main(failing(folder, missing, "--attempts", 2, "--on", "slurm"))
-    (job,) = json.loads((folder / "jobs" / "slurm.json").read_text()).values()
+    job, *_ = json.loads((folder / "jobs" / "slurm.json").read_text()).values()
     start_requeued(slurm, job, elsewhere=True)
-    first = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0.failed").read_text()))
+    first = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0-1.failed").read_text()))
     wait_for(lambda: not slurm("squeue", "--noheader"))
-    last = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0.failed").read_text()))
+    last = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0-1.failed").read_text()))
     assert last.attempts == 2 and {first.node, last.node} == {"one", "two"}
     capsys.readouterr()
     sweep.main(["--folder", str(folder), "--status"])
