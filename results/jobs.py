@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
 from common.arguments import OF_TODAY, flag
 from common.files import holder_of, try_lock, write_whole
 

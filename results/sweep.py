@@ -8,13 +8,6 @@ A run's folder says what it is, FOLDER/drol-cube-double-task3-k16/seed3, and wit
 again goes on with what was stopped, tries again what failed, and starts nothing that is done or under way (SWEEPS.md).
 """
 
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from common.errors import UserError, exit_in_one_line, expanded  # isort: skip (before all that takes long to import: Ctrl-C)
-
 import collections
 import dataclasses
 import functools
@@ -23,11 +16,13 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterable
@@ -40,6 +35,7 @@ import runs
 from common import algorithms
 from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
+from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
 from common.run_directory import headline_evaluations, read_table, score_metric
