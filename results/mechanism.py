@@ -140,7 +140,13 @@ def improvement_step(
 
 
 def measure(args: Args) -> None:
-    """All CSV files."""
+    """All CSV files.
+
+    Raises:
+        UserError: a snapshot falls within an interval, or no action shows what the panels are to show.
+    """
+    if any(end % args.interval for end in args.updates):
+        raise UserError(f"--interval {args.interval}: does not divide --updates {' '.join(map(str, args.updates))}")
     spec = resolve("pointmaze-medium")
     where = {"dataset_path": None, "dataset_dir": args.dataset_dir}
     dataset, _ = datasets.load(spec, **where, source="collect", collect_episodes=args.episodes, collect_workers=1)
@@ -196,32 +202,37 @@ def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict
             for seed in range(args.seeds):
                 table.writerow((seed, end, *(f"{of_seeds[seed].mean():.4g}" for of_seeds in became.values())))
 
-    # Drawn, of seed 0: an action that the middle snapshot's improvement step hands off, and the others' does not, where
-    # the box clips neither action nor winners. Of these, the one to which its new winner is nearest as against the old.
-    actions = np.asarray(probes.actions)
-    of_seed = [{name: of_seeds[0] for name, of_seeds in became.items()} for _, _, became in steps.values()]
-    inside = np.abs(actions).max(axis=1) < 0.9
-    for became in of_seed:
-        inside &= became["winner_moved"] > 0.8 * args.distance
-    early, middle, late = (became["handed_off"] == 1 for became in of_seed)
-    fitting = inside & ~early & middle & ~late
-    if not fitting.any():
-        raise UserError(f"none of {inside.sum()} actions is handed off after {args.updates[1]} updates alone")
-    print(f"of {inside.sum()} actions inside the box, {fitting.sum()} are handed off in the middle alone")
-    gain = of_seed[1]["distance_of_old_winner"] - of_seed[1]["distance_of_new_winner"]
-    drawn = np.where(fitting, gain, -np.inf).argmax()
+    drawn = clearest_handoff(args, np.asarray(probes.actions), [became for _, _, became in steps.values()])
+    transition = jax.tree.map(lambda leaf: np.asarray(leaf[drawn]), probes)
     grid = np.stack([x.ravel() for x in np.meshgrid(GRID, GRID)], axis=-1)
-    observations = jnp.broadcast_to(probes.observations[drawn], (len(grid), data.observation_dim))
+    observations = jnp.broadcast_to(transition.observations, (len(grid), data.observation_dim))
     with (args.out / "candidates.csv").open("w") as points, (args.out / "q.csv").open("w") as values:
         candidates, q_of_grid = (csv.writer(file, lineterminator="\n") for file in (points, values))
         candidates.writerow(("updates", "what", "action_1", "action_2"))
         q_of_grid.writerow(("updates", "action_1", "action_2", "q"))
         for end, (before, after, _) in steps.items():
-            for what, xy in zip(WHAT, (actions[[drawn]], before[0, drawn], after[0, drawn]), strict=True):
+            for what, xy in zip(WHAT, (transition.actions[None], before[0, drawn], after[0, drawn]), strict=True):
                 candidates.writerows((end, what, f"{x:.4f}", f"{y:.4f}") for x, y in xy)
             critic = jax.tree.map(lambda of_seeds: of_seeds[0], snapshots[end].critic)
             q = np.asarray(drol.aggregate(drol.q_values(critic, observations, jnp.asarray(grid)), its.actor_q_agg))
             q_of_grid.writerows((end, f"{x:.4g}", f"{y:.4g}", f"{z:.6g}") for (x, y), z in zip(grid, q, strict=True))
+
+
+def clearest_handoff(args: Args, actions: np.ndarray, steps: list[dict[str, np.ndarray]]) -> int:
+    """Of [PROBES, 2] actions, which one to draw: seed 0's middle snapshot hands it off, and the other two do not.
+
+    Of those where the box clips neither action nor winners, the one whose new winner is nearest as against its old one.
+    """
+    early, middle, late = ({name: of_seeds[0] for name, of_seeds in became.items()} for became in steps)
+    inside = np.abs(actions).max(axis=1) < 0.9
+    for became in (early, middle, late):
+        inside &= became["winner_moved"] > 0.8 * args.distance
+    fitting = inside & (early["handed_off"] == 0) & (middle["handed_off"] == 1) & (late["handed_off"] == 0)
+    if not fitting.any():
+        raise UserError(f"none of {inside.sum()} actions is handed off after {args.updates[1]} updates alone")
+    print(f"of {inside.sum()} actions inside the box, {fitting.sum()} are handed off in the middle alone")
+    gain = middle["distance_of_old_winner"] - middle["distance_of_new_winner"]
+    return int(np.where(fitting, gain, -np.inf).argmax())
 
 
 def read(path: pathlib.Path) -> list[dict]:

@@ -70,3 +70,32 @@ def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in
     assert free.mean() > 0.5
     in_the_same_cells = dataclasses.replace(batch, actions=(batch.actions + before[rows, winner]) / 2)
     np.testing.assert_allclose(step(in_the_same_cells, latents)[1], after, atol=1e-6)
+
+
+def test_from_data_to_figure(pointmaze_file, tmp_path, capsys):
+    small = {
+        "num_candidates": 8,
+        "hidden_sizes": (16,),
+        "updates": (20, 100, 200),
+        "interval": 20,
+        "seeds": 2,
+        "episodes": 4,
+    }
+    mechanism.main(mechanism.Args(**small, dataset_dir=pointmaze_file.parent, out=tmp_path))
+    rows = {name: mechanism.read(tmp_path / f"{name}.csv") for name in ("handoff", "improvement", "candidates", "q")}
+    curve = [(row["method"], row["seed"], row["updates"]) for row in rows["handoff"]]
+    assert curve == [
+        (method, seed, end) for method in mechanism.METHODS for end in range(20, 201, 20) for seed in (0, 1)
+    ]
+    assert len(rows["improvement"]) == 6
+    assert len(rows["q"]) == 3 * mechanism.GRID.size**2
+    # The panels show what their titles say: the data action's nearest candidate changes in the middle alone.
+    for end, changes in ((20, False), (100, True), (200, False)):
+        here = [row for row in rows["candidates"] if row["updates"] == end]
+        data, before, after = (
+            np.array([(row["action_1"], row["action_2"]) for row in here if row["what"] == what])
+            for what in mechanism.WHAT
+        )
+        assert len(before) == len(after) == 8
+        assert (((before - data) ** 2).sum(1).argmin() != ((after - data) ** 2).sum(1).argmin()) == changes
+    assert (tmp_path / "mechanism.png").stat().st_size > 50_000
