@@ -178,10 +178,10 @@ class MLP(eqx.Module):
         """Apply the network to its inputs, concatenated."""
         x = jnp.concatenate(inputs)
         for index, layer in enumerate(self.layers[:-1]):
-            x = jax.nn.gelu(layer(x), approximate=True)
+            x = jax.nn.gelu(x @ layer.weight.T + layer.bias, approximate=True)
             if self.norms:
                 x = self.norms[index](x)
-        return self.layers[-1](x)
+        return x @ self.layers[-1].weight.T + self.layers[-1].bias
 
 
 def _linear(fan_in: int, fan_out: int, *, key: PRNGKey) -> eqx.nn.Linear:
