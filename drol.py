@@ -231,8 +231,8 @@ def init_state(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) 
 
 
 def optimizer(args: Args) -> optax.GradientTransformation:
-    """One Adam over all parameters (betas 0.9 and 0.999, eps 1e-8)."""
-    return optax.adam(args.learning_rate)
+    """One Adam over all parameters (betas 0.9 and 0.999, eps 1e-8), its moments in one vector each."""
+    return optax.flatten(optax.adam(args.learning_rate))
 
 
 def q_values(
