@@ -320,7 +320,7 @@ def flow_actions(
         times = jnp.full_like(x[:, :1], step / args.flow_steps)
         return x + jax.vmap(flow)(observations, x, times) / args.flow_steps, None
 
-    x, _ = jax.lax.scan(euler_step, latents, jnp.arange(args.flow_steps))
+    x, _ = jax.lax.scan(euler_step, latents, jnp.arange(args.flow_steps), unroll=True)
     return jnp.clip(x, -1, 1)
 
 
