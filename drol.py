@@ -251,12 +251,13 @@ def aggregate(q: Float[Array, "ensemble batch"], q_agg: Agg) -> Float[Array, " b
 
 
 def sample_latents(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """Uniform in the d-dimensional ball of radius sqrt(d): direction uniform, radius sqrt(d) u^(1/d). d = shape[-1]."""
-    direction_key, radius_key = jax.random.split(key)
-    d = shape[-1]
-    direction = jax.random.normal(direction_key, shape)
-    direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
-    return jnp.sqrt(d) * jax.random.uniform(radius_key, (*shape[:-1], 1)) ** (1 / d) * direction
+    """Uniform in the d-dimensional ball of radius sqrt(d), d = shape[-1].
+
+    The first d coordinates of a uniform direction in d + 2 dimensions are uniform in the ball of radius 1.
+    """
+    *batch, d = shape
+    x = jax.random.normal(key, (*batch, d + 2))
+    return jnp.sqrt(d) * x[..., :d] / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 class Noise(eqx.Module):
