@@ -39,6 +39,7 @@ from pydantic import Field
 from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
 from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
+from common.metrics import MetricsRow
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
 from common.runs import Outcome, Runs
 from common.seeds import Seeds
@@ -407,13 +408,15 @@ def train_chunk(
     `data` is the data set or, where that is too large for the device, the batches of these updates.
     """
 
-    def one_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, Metrics]:
+    def one_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, MetricsRow]:
         batch_key, noise_key = keys_of_update(key, state.step)
         if batch is None:
             batch = sample_batch(data, args.batch_size, batch_key)
-        return update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
+        state, metrics = update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
+        return state, MetricsRow.of(metrics)
 
-    return jax.lax.scan(one_update, state, data if isinstance(data, Batch) else None, length=num_updates)
+    state, rows = jax.lax.scan(one_update, state, data if isinstance(data, Batch) else None, length=num_updates)
+    return state, rows.columns()
 
 
 def online_update(

@@ -84,6 +84,20 @@ def test_chunks_do_not_change_the_result(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_metrics_of_a_chunk_are_those_of_its_updates(algorithm):
+    args, key = make_args(algorithm), jax.random.key(1)
+    dataset, state = jax.device_put(random_dataset()), init(algorithm, args, 0)
+    _, of_chunk = chunk(algorithm, args, state, dataset, 1, 4)
+    for i in range(4):
+        batch_key, noise_key = algorithm.keys_of_update(key, state.step)
+        batch = replay.sample_batch(dataset, args.batch_size, batch_key)
+        state, metrics = algorithm.update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
+        assert of_chunk.keys() == metrics.keys()
+        for name, value in metrics.items():
+            np.testing.assert_allclose(of_chunk[name][i], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
     args = make_args(algorithm)
     dataset = jax.device_put(random_dataset())
