@@ -377,14 +377,15 @@ def train_chunk(
     `data` is the data set or, where that is too large for the device, the batches of these updates.
     """
 
-    def one_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, MetricsRow]:
-        batch_key, noise_key = keys_of_update(key, state.step)
+    def one_update(state: TrainState, inputs: tuple[PRNGKey, PRNGKey, Batch | None]) -> tuple[TrainState, MetricsRow]:
+        batch_key, noise_key, batch = inputs
         if batch is None:
             batch = sample_batch(data, args.batch_size, batch_key)
         state, metrics = update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
         return state, MetricsRow.of(metrics)
 
-    state, rows = jax.lax.scan(one_update, state, data if isinstance(data, Batch) else None, length=num_updates)
+    keys = jax.vmap(functools.partial(keys_of_update, key))(state.step + jnp.arange(num_updates))
+    state, rows = jax.lax.scan(one_update, state, (*keys, data if isinstance(data, Batch) else None))
     return state, rows.columns()
 
 
