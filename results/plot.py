@@ -136,9 +136,8 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
             if published is not None:
                 line = axes.hlines(published.mean, left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
                 line.set_label("paper: mean over the tasks of the group, full training")
-    axes.set_xticks(
-        range(len(tasks)), tasks, rotation=20 if len(tasks) > 3 else 0, ha="right" if len(tasks) > 3 else "center"
-    )
+    crowded = len(tasks) > 2
+    axes.set_xticks(range(len(tasks)), tasks, rotation=20 if crowded else 0, ha="right" if crowded else "center")
     axes.set(title="headline score (dots: seeds)", xlim=(-0.6, len(tasks) - 0.4))
     _score_axis(axes, comparison.runs)
     axes.grid(axis="y", alpha=0.3, lw=0.5)
