@@ -38,7 +38,7 @@ import tyro
 
 import drol
 import fql
-from common import collect, run_directory
+from common import algorithms, collect, run_directory
 from common.arguments import complete
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
@@ -245,12 +245,14 @@ def measure_updates(options: Args) -> list[Measurement]:
     length = 2 if jax.default_backend() == "cpu" else 200
     calls: dict[tuple[str, str, int], Callable[[], Any]] = {}
     memory = []
-    for method, algorithm, settings in [
-        ("FQL", fql, {}),
-        *((f"DROL({k})", drol, {"num_candidates": k}) for k in options.num_candidates),
+    others = [algorithms.load(name) for name in algorithms.names() if name != drol.ALGORITHM]  # yours, too
+    for algorithm, settings in [
+        *((algorithm, {}) for algorithm in others),
+        *((drol, {"num_candidates": k}) for k in options.num_candidates),
     ]:
         args = algorithm.Args(hidden_sizes=options.hidden_sizes, **settings)
         args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
+        method = algorithm.method(args)
         for seeds in options.num_seeds:
             compiled, *inputs = compile_updates(algorithm, args, seeds, algorithm.update, length)
             calls["update", method, seeds] = repeat_updates(compiled, *inputs)
@@ -261,8 +263,9 @@ def measure_updates(options: Args) -> list[Measurement]:
         if algorithm is drol:
             loop = compile_updates(drol, args, 1, update_with_all_candidates, length)
             calls["all candidates with gradient", method, 1] = repeat_updates(*loop)
-        products = matrix_products(algorithm, args)
-        calls["matrix products alone", method, 1] = lambda products=products: [products() for _ in range(length)]
+        if algorithm in (drol, fql):
+            products = matrix_products(algorithm, args)
+            calls["matrix products alone", method, 1] = lambda products=products: [products() for _ in range(length)]
     return medians(calls, options.rounds, length) + memory
 
 
@@ -387,8 +390,8 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
     lines[-1] += "| all candidates with gradient | times as long |"
     lines += ["|:--|--:|--:|--:|--:|--:|--:|--:|"]
     for method in methods:
-        ours, floor = value["update", method, 1], value["matrix products alone", method, 1]
-        cells = [f"{ours:.3g}", f"{floor:.3g}", f"{ours / floor:.2f}"]
+        ours, floor = value["update", method, 1], value.get(("matrix products alone", method, 1))
+        cells = [f"{ours:.3g}", *(["", ""] if floor is None else [f"{floor:.3g}", f"{ours / floor:.2f}"])]
         for other in ("one update a dispatch", "all candidates with gradient"):
             theirs = value.get((other, method, 1))
             cells += ["", ""] if theirs is None else [f"{theirs:.3g}", f"{theirs / ours:.2f}"]
@@ -404,10 +407,11 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
     for method in methods:
         cells = []
         for n in seeds:
-            ours, floor = value["update", method, n], value["matrix products alone", method, 1]
+            ours, floor = value["update", method, n], value.get(("matrix products alone", method, 1))
             hours, megabytes = ours / 3.6, value["memory", method, n]
             total = f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"
-            cells.append(f"{ours / n:.3g} ms ({ours / n / floor:.2f}), {megabytes:.0f} MB, {total}")
+            multiple = "" if floor is None else f" ({ours / n / floor:.2f})"
+            cells.append(f"{ours / n:.3g} ms{multiple}, {megabytes:.0f} MB, {total}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines.append("")
     for m in measurements:
@@ -423,7 +427,8 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
     value = {m[:3]: m.value for m in measurements}
     methods = [m.method for m in measurements if m.quantity == "update" and m.seeds == 1]
     seeds = sorted({m.seeds for m in measurements if m.quantity == "update"})
-    colours = {method: "#D55E00" if method == "FQL" else "#0072B2" for method in (*methods, "DROL")}
+    colours = {method: "#0072B2" if method.startswith("DROL") else "#CC79A7" for method in (*methods, "DROL")}
+    colours["FQL"] = "#D55E00"
     width = 0.8 / len(seeds)
     for i, method in enumerate(methods):
         for j, n in enumerate(seeds):
@@ -431,8 +436,10 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
             updates.bar(x, y, 0.92 * width, color=colours[method], alpha=0.9 - 0.25 * j)
             updates.text(x, 0, f" {y:.3g}", ha="center", va="bottom", rotation=90, fontsize=7)  # clear of the lines
         for quantity, style in (("matrix products alone", ":"), ("one update a dispatch", "-")):
+            if (quantity, method, 1) not in value:
+                continue
             line = updates.hlines(value[quantity, method, 1], i - 0.45, i + 0.45, colors="k", linestyles=style, lw=1)
-            if i == 0:
+            if method == "FQL":
                 line.set_label(quantity + (", one seed" if style == "-" else ""))
     updates.margins(y=0.2)  # room for the legend
     updates.set_xticks(range(len(methods)), methods)

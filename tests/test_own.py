@@ -18,7 +18,7 @@ from toys import completed
 
 import drol
 import fql
-from common import datasets, evaluation, policy
+from common import datasets, evaluation, minari_data, policy
 from common.arguments import from_command_line
 from common.env_ids import resolve
 from common.envs import make_own_env
@@ -215,7 +215,7 @@ def saved_run(
     return path
 
 
-@pytest.mark.parametrize("which", ["own", "cube-single", "hopper"])
+@pytest.mark.parametrize("which", ["own", "cube-single", "pen"])
 def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_path, monkeypatch):
     """Same keys, same actions: an episode gone through by hand has the return that the evaluation counts."""
     if which == "own":
@@ -229,13 +229,14 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            collector = minari.DataCollector(gymnasium.make("Hopper-v5"))
+            minari_data.register_environments()
+            collector = minari.DataCollector(gymnasium.make("AdroitHandPen-v1"))
             collector.reset(seed=0)
-            while not any(collector.step(np.zeros(3, np.float32))[2:4]):
+            while not any(collector.step(np.zeros(24, np.float32))[2:4]):
                 pass
-            collector.create_dataset("toys/hopper/still-v0")
-        name = "toys/hopper/still-v0"
-        algorithm, path = drol, saved_run(tmp_path / "run", drol, name, tmp_path / name, (11, 3))
+            collector.create_dataset("D4RL/pen/human-v2")
+        data = tmp_path / "D4RL/pen/human-v2"
+        algorithm, path = drol, saved_run(tmp_path / "run", drol, "pen-human", data, (45, 24))
     loaded = load_policy(path)
     run = RunDirectory.open(path, algorithm.ALGORITHM, lock=False)
     args = dataclasses.replace(run.read_args(algorithm.Args), evaluate=path)

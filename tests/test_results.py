@@ -371,20 +371,6 @@ def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
     assert switch.get_xdata() == [0.1, 0.1]
 
 
-def test_speed_is_measured_and_rendered(tmp_path):
-    small = ("--num-candidates", 3, "--num-seeds", 1, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
-    result = run_script(*small, "--out", tmp_path / "speed", script="results/speed.py")
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "speed.md").read_text() == result.stdout
-    assert "hidden sizes 16" in result.stdout
-    for method in ("FQL", "DROL(3)"):
-        _, update, floor, multiple, *_ = next(
-            line.split("|")[1:] for line in result.stdout.splitlines() if line.startswith(f"| {method} |")
-        )
-        assert float(update) / float(floor) == pytest.approx(float(multiple), rel=0.02)
-    assert (tmp_path / "speed.png").stat().st_size > 5000
-
-
 # What is committed
 
 

@@ -132,3 +132,18 @@ def test_it_is_tabulated_and_plotted_under_its_own_name(copy, finished):
     assert result.returncode == 0, result.stderr
     assert "| BC, batch_size 16, noise_level 0.5 |" in result.stdout
     assert (copy / "figure.png").stat().st_size > 5000
+
+
+def test_its_speed_is_measured_beside_the_others(copy):
+    small = ("--num-candidates", 3, "--num-seeds", 1, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
+    printed = run(copy, *small, "--out", "speed", script="results/speed.py")
+    assert (copy / "speed.md").read_text() == printed
+    assert "hidden sizes 16" in printed
+    rows: dict[str, list[str]] = {}  # of the first table
+    for line in (line for line in printed.splitlines() if line.startswith("| ")):
+        rows.setdefault(line.split("|")[1].strip(), line.split("|")[2:])
+    for method in ("FQL", "DROL(3)"):
+        update, floor, multiple, *_ = map(float, filter(str.strip, rows[method]))
+        assert update / floor == pytest.approx(multiple, rel=0.02)
+    assert float(rows["BC"][0]) > 0
+    assert (copy / "speed.png").stat().st_size > 5000
