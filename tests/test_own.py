@@ -74,7 +74,7 @@ def run_of(reach: pathlib.Path, name: str) -> pathlib.Path:
 def test_the_recipes_train_a_policy_that_reaches(reach):
     for name in ("reach-Reach-v0", "reach-scripted-v0"):
         rows = read_table(run_of(reach, name) / "eval.csv")
-        assert [row["step"] for row in rows] == [500, 1000, 1500, 2000]
+        assert [row["step"] for row in rows] == [500, 1000]
         assert rows[-1]["evaluation/success"] > 80
 
 
