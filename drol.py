@@ -252,10 +252,7 @@ def aggregate(q: Float[Array, "ensemble batch"], q_agg: Agg) -> Float[Array, " b
 
 
 def sample_latents(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """Uniform in the d-dimensional ball of radius sqrt(d), d = shape[-1].
-
-    The first d coordinates of a uniform direction in d + 2 dimensions are uniform in the ball of radius 1.
-    """
+    """Uniform in the ball of radius sqrt(d): the first d coordinates of a uniform direction in d + 2 dimensions."""
     *batch, d = shape
     x = jax.random.normal(key, (*batch, d + 2))
     return jnp.sqrt(d) * x[..., :d] / jnp.linalg.norm(x, axis=-1, keepdims=True)
