@@ -134,9 +134,11 @@ def from_command_line(args_class: type[Args]) -> Args:
 
     As tyro reads them, or as the agent of a Weights & Biases sweep writes them: --drol-star=False, --hidden-sizes=[8].
     """
+    flags = {field.name for field in dataclasses.fields(args_class) if isinstance(field.default, bool)}
     words = []
     for word in sys.argv[1:]:
-        if match := re.fullmatch(r"--([\w-]+)=(true|false)", word, re.IGNORECASE):
+        match = re.fullmatch(r"--([\w-]+)=(true|false)", word, re.IGNORECASE)
+        if match and match[1].replace("-", "_") in flags:
             words.append(f"--{match[1]}" if match[2].lower() == "true" else f"--no-{match[1]}")
         elif match := re.fullmatch(r"(--[\w-]+)=\[(.*)\]", word):
             words += [match[1], *match[2].replace(",", " ").split()]

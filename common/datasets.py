@@ -63,6 +63,8 @@ def load(
     Raises:
         UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
     """
+    if own_rewards and spec.suite != "ogbench":
+        raise UserError(f"--own-rewards is for OGBench's environments, not for {spec.name}")
     if spec.suite == "d4rl":
         return _load_minari(spec, dataset_path, source, collect_episodes, collect_workers)
     if spec.suite == "gymnasium" and dataset_path is None:
@@ -266,6 +268,7 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path, own_rewards: bool = False) -
         own = {key: file[key] for key in ("rewards", "masks") if key in file}
     if own_rewards:
         _check_arrays(path, data | own, {"rewards": (), "masks": ()}, "--own-rewards")
+        _check_masks(path, own["masks"])
         data |= own
     else:
         if own:
@@ -309,8 +312,7 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     widths |= {"terminations": ()} if "masks" not in data and "terminations" in data else {"masks": ()}
     _check_arrays(path, data, widths, spec.name)
     masks = data["masks"] if "masks" in widths else 1 - data["terminations"].astype(np.float32)
-    if ((masks < 0) | (masks > 1)).any():
-        raise UserError(f"{path}: {'masks' if 'masks' in widths else 'terminations'} must lie in [0, 1]")
+    _check_masks(path, masks)
     _check_actions(path, data["actions"])
 
     observations, ends, successors = data["observations"], data["terminals"] != 0, data.get("next_observations")
@@ -362,6 +364,11 @@ def _check_arrays(
             raise UserError(f"{path}: NaN or infinity in {key}, first in row {row}")
     if len(data["observations"]) == 0:
         raise UserError(f"{path}: it holds no transition")
+
+
+def _check_masks(path: pathlib.Path, masks: np.ndarray) -> None:
+    if ((masks < 0) | (masks > 1)).any():
+        raise UserError(f"{path}: masks (1 - terminations) must lie in [0, 1]")
 
 
 def _check_actions(path: pathlib.Path, actions: np.ndarray) -> None:

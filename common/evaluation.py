@@ -387,7 +387,7 @@ def evaluate_run(
         runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )
     with contextlib.closing(evaluator), StopSignals() as stop:
-        step, params = runs.read_newest_params(functools.partial(init_state, args, *run.sizes()))
+        step, params = runs.read_newest_params(functools.partial(init_state, args, *run.sizes(runs.dataset_path)))
         policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
         policy = policies(params)
         results = evaluator(policy, stop.requested)

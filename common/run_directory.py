@@ -28,11 +28,8 @@ from common.machine import describe_device
 
 DATASET_DIR = "~/.ogbench/data"
 TABLES = ("train", "eval", "time", "exploration")
-HEADLINE_EVALUATIONS = {
-    "ogbench": 3,
-    "d4rl": 1,
-    "gymnasium": 3,
-}  # how many of the last evaluations make a score, as in the papers
+# How many of the last evaluations make a score, as in the papers.
+HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1, "gymnasium": 3}
 SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
     "evaluation/normalized_score": "normalised score (%)",
     "evaluation/success": "success (%)",
@@ -163,11 +160,11 @@ class RunDirectory:
             print(f"note: {self.path} is older than some arguments, which take their defaults: {taken}", flush=True)
         return args_class(**in_their_types(args_class, values))
 
-    def sizes(self) -> tuple[int, int]:
-        """Lengths of an observation and of an action."""
+    def sizes(self, dataset_path: pathlib.Path) -> tuple[int, int]:
+        """Lengths of an observation and of an action; an older run has to make its environment for them."""
         if "sizes" in self.config:
             return self.config["sizes"]["observation"], self.config["sizes"]["action"]
-        env = make_evaluation_env(EnvSpec(**self.config["environment"]), self.dataset_path)  # an older run
+        env = make_evaluation_env(EnvSpec(**self.config["environment"]), dataset_path)
         with contextlib.closing(env):
             return env.observation_space.shape[0], env.action_space.shape[0]
 

@@ -140,7 +140,7 @@ BAD = [
     ({"rewards": np.array([0, np.nan, 0, 0, 0])}, "NaN or infinity in rewards, first in row 1"),
     ({"next_observations": np.full((5, 2), np.inf)}, "NaN or infinity in next_observations"),
     ({"actions": np.full((5, 2), 1.5)}, r"actions must lie in \[-1, 1\], the largest is 1.5"),
-    ({"masks": np.full(5, 2)}, r"masks must lie in \[0, 1\]"),
+    ({"masks": np.full(5, 2)}, r"masks \(1 - terminations\) must lie in \[0, 1\]"),
     ({"terminals": np.zeros(5)}, "the last trajectory does not end"),
     ({"terminals": np.ones(5), "masks": np.ones(5)}, "holds no transition"),
     ({"observations": np.array(["a"] * 10).reshape(5, 2)}, "not numbers"),
@@ -167,6 +167,8 @@ def test_environments_that_cannot_be_judged_in_are_refused_before_any_data(tmp_p
         path.touch()
         assert message in refusal("--env-id", env_id, "--dataset-path", path, "--run-dir", tmp_path / "run")
     assert "its data has to be given" in refusal("--env-id", REACH, "--run-dir", tmp_path / "run")
+    own = ("--dataset-path", path, "--own-rewards", "--run-dir", tmp_path / "run")
+    assert "--own-rewards is for OGBench's" in refusal("--env-id", REACH, *own)
 
 
 def test_an_environment_without_a_time_limit_is_refused():
@@ -188,6 +190,9 @@ def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
     np.testing.assert_array_equal(data.rewards, own["rewards"])
     np.testing.assert_array_equal(data.masks, 0)
     assert (datasets.read_ogbench(spec, tmp_path / "own.npz").rewards <= 0).all()
+    np.savez(tmp_path / "bad.npz", **arrays, **(own | {"masks": np.full(n, 2.0)}))
+    with pytest.raises(UserError, match=r"masks .* must lie in"):
+        datasets.read_ogbench(spec, tmp_path / "bad.npz", own_rewards=True)
     with pytest.raises(UserError, match="rewards is missing; --own-rewards needs it"):
         datasets.read_ogbench(spec, cube_file, own_rewards=True)
 
@@ -243,7 +248,9 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     keys = keys_of_runs([0]).evaluation
     evaluator = evaluation.Evaluator(loaded.spec, 1, seeds=[0], workers=1, dataset_path=loaded.dataset_path)
     act = lambda params, observation, key: algorithm.sample_action(args, params, observation, key)  # noqa: E731
-    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes(), key))[1]
+    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes(run.dataset_path), key))[
+        1
+    ]
     (result,) = evaluator(evaluation.policies_of(act, keys)(params))
 
     env, act_here = loaded.make_env(), jax.jit(loaded)
@@ -301,11 +308,12 @@ def test_the_words_of_a_weights_and_biases_sweep_are_understood(monkeypatch):
         "--bc_coef=0.3",
         "--online-steps",
         "5",
+        "--wandb_project=true",  # a text that only looks like a switch
     ]
     monkeypatch.setattr(sys, "argv", ["drol.py", *words])
     args = from_command_line(drol.Args)
     assert (args.normalize_q_loss, args.drol_star, args.hidden_sizes) == (False, True, (32, 32))
-    assert (args.bc_coef, args.online_steps) == (0.3, 5)
+    assert (args.bc_coef, args.online_steps, args.wandb_project) == (0.3, 5, "true")
 
 
 NOTEBOOK = """
