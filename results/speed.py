@@ -5,9 +5,9 @@
 Updates are measured in one process at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5
 actions), those of `fql.py` and of `drol.py` at several K, for one seed and for several together. They are compared to
 
-- the floor: the matrix products of an update alone;
-- one update a dispatch, on a batch that the host draws, as the reference implementations do it;
-- DROL with every candidate carried through actor and critic with gradient, as one would first write it.
+- the floor: the matrix products of an update alone, by XLA or by NumPy, whichever is faster;
+- one update a dispatch, on a batch that the host draws;
+- the reference formulation: that, and the same losses as the reference implementations write them.
 
 Rounds alternate between all of them and medians are reported, since machines are seldom idle.
 """
@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import optax
 import tyro
 
 import drol
@@ -44,7 +45,7 @@ from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluator, policies_of
 from common.machine import describe_device
-from common.replay import Batch, Dataset, sample_batch, take_batch
+from common.replay import Batch, Dataset, take_batch
 from common.seeds import keys_of_runs
 from common.session import SHORT_CHUNK
 
@@ -53,6 +54,7 @@ import matplotlib.pyplot as plt
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
+FLOOR, DISPATCH, REFERENCE = "matrix products alone", "one update a dispatch", "reference formulation"
 DIGITS = ".6g"  # of a measurement in FILE.csv
 
 
@@ -62,7 +64,7 @@ class Args:
 
     num_candidates: tuple[int, ...] = (1, 4, 16, 64)
     """Values of K."""
-    num_seeds: tuple[int, ...] = (1, 4, 8)
+    num_seeds: tuple[int, ...] = (1, 8)
     """Numbers of seeds that are trained together."""
     hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
     """Widths of the hidden layers."""
@@ -70,6 +72,8 @@ class Args:
     """Rounds of measurement; medians are reported."""
     updates_only: bool = False
     """Leave out evaluation, collection and start-up."""
+    profile: pathlib.Path | None = None
+    """Folder for a trace of ten (on a GPU two hundred) updates of each, for XProf or Perfetto."""
     out: pathlib.Path | None = None
     """Write FILE.csv, FILE.md, FILE.pdf and FILE.png as well."""
     collect_episodes: int = 20
@@ -88,67 +92,119 @@ class Measurement(NamedTuple):
     unit: str
 
 
-def loss_of_all_candidates(
-    args: drol.Args, params: drol.Params, target_critic: drol.MLP, batch: Batch, noise: drol.Noise
+class ReferenceState(NamedTuple):
+    """Networks as Flax lays them out."""
+
+    params: dict[str, list]
+    target_critic: list
+    opt_state: optax.OptState
+    step: jax.Array
+
+    @classmethod
+    def of(cls, args: Any, state: Any) -> "ReferenceState":
+        """The same networks."""
+
+        def layers(net: drol.MLP) -> list[dict[str, jax.Array]]:
+            result = [{"kernel": layer.weight.mT, "bias": layer.bias} for layer in net.layers]
+            for layer, norm in zip(result, net.norms, strict=False):
+                layer |= {"norm_scale": norm.weight[..., None, :], "norm_bias": norm.bias[..., None, :]}
+            return result
+
+        params = {name: layers(net) for name, net in vars(state.params).items()}
+        opt_state = optax.adam(args.learning_rate).init(params)
+        return cls(params, layers(state.target_critic), opt_state, state.step)
+
+
+def reference_mlp(layers: list[dict[str, jax.Array]], *inputs: jax.Array) -> jax.Array:
+    """Flax's Dense and LayerNorm on a batch: x W + b; the variance as E[x^2] - E[x]^2."""
+    x = jnp.concatenate(inputs, axis=-1)
+    for layer in layers[:-1]:
+        x = jax.nn.gelu(x @ layer["kernel"] + layer["bias"], approximate=True)
+        if "norm_scale" in layer:
+            mean, mean_of_squares = x.mean(axis=-1, keepdims=True), (x * x).mean(axis=-1, keepdims=True)
+            variance = jnp.maximum(mean_of_squares - mean**2, 0)
+            x = (x - mean) * (jax.lax.rsqrt(variance + 1e-6) * layer["norm_scale"]) + layer["norm_bias"]
+    return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+
+
+def reference_loss(
+    algorithm: types.ModuleType, args: Any, params: dict[str, list], target_critic: list, batch: Batch, noise: Any
 ) -> jax.Array:
-    """DROL's losses as one would first write them: every candidate carries gradient, and the winner is picked last."""
-    act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))
-    candidates = jnp.clip(act(batch.observations, noise.latents), -1, 1)  # [B, K, action]
-    distances = ((candidates - batch.actions[:, None]) ** 2).sum(axis=-1)
-    winner = distances.argmin(axis=1)[:, None]
-    bc_loss = jnp.take_along_axis(distances, winner, axis=1).mean() / ACTION_DIM
-    frozen_critic = jax.lax.stop_gradient(params.critic)
-    judge = jax.vmap(functools.partial(drol.q_values, frozen_critic), in_axes=(None, 1), out_axes=2)
-    q = judge(batch.observations, candidates).min(axis=0)  # [B, K]
-    q = jnp.take_along_axis(q, winner, axis=1)
-    q_loss = -q.mean() / jax.lax.stop_gradient(jnp.maximum(jnp.abs(q).mean(), 1e-6))
-    critic_loss, _ = drol.critic_loss(args, params, target_critic, batch, noise)
-    return critic_loss + args.bc_coef * bc_loss + args.q_coef * q_loss
+    """The same losses: every candidate carries gradient through actor and critic, and the winner is picked last."""
+
+    def q_values(critic: list, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        return jax.vmap(reference_mlp, in_axes=(0, None, None))(critic, observations, actions)[..., 0]
+
+    next_actions = jnp.clip(reference_mlp(params["actor"], batch.next_observations, noise.next_latents), -1, 1)
+    next_q = drol.aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
+    target_q = jax.lax.stop_gradient(batch.rewards + args.discount * batch.masks * next_q)
+    critic_loss = ((q_values(params["critic"], batch.observations, batch.actions) - target_q) ** 2).mean()
+    frozen_critic = jax.lax.stop_gradient(params["critic"])
+    if algorithm is drol:
+        observations = jnp.repeat(batch.observations[:, None], args.num_candidates, axis=1)
+        candidates = jnp.clip(reference_mlp(params["actor"], observations, noise.latents), -1, 1)  # [B, K, action]
+        distances = ((candidates - batch.actions[:, None]) ** 2).mean(axis=-1)
+        winner = distances.argmin(axis=1)[:, None]
+        imitation_loss = args.bc_coef * jnp.take_along_axis(distances, winner, axis=1).mean()
+        q = q_values(frozen_critic, observations, candidates).min(axis=0)  # [B, K]
+        q = jnp.take_along_axis(q, winner, axis=1)
+    else:
+        x_t = (1 - noise.flow_times) * noise.flow_noise + noise.flow_times * batch.actions
+        velocities = reference_mlp(params["flow"], batch.observations, x_t, noise.flow_times)
+        flow_loss = ((velocities - (batch.actions - noise.flow_noise)) ** 2).mean()
+        x = noise.latents
+        for step in range(args.flow_steps):
+            times = jnp.full((args.batch_size, 1), step / args.flow_steps)
+            x += reference_mlp(jax.lax.stop_gradient(params["flow"]), batch.observations, x, times) / args.flow_steps
+        actions = reference_mlp(params["actor"], batch.observations, noise.latents)
+        imitation_loss = flow_loss + args.alpha * ((actions - jnp.clip(x, -1, 1)) ** 2).mean()
+        q = q_values(frozen_critic, batch.observations, jnp.clip(actions, -1, 1)).mean(axis=0)
+    scale = 1 / jax.lax.stop_gradient(jnp.maximum(jnp.abs(q).mean(), 1e-6)) if args.normalize_q_loss else 1
+    return critic_loss + imitation_loss - getattr(args, "q_coef", 1) * scale * q.mean()
 
 
-def update_with_all_candidates(
-    args: drol.Args, state: drol.TrainState, batch: Batch, noise: drol.Noise
-) -> tuple[drol.TrainState, dict[str, jax.Array]]:
-    """`drol.update` with the losses above."""
-    loss, grads = jax.value_and_grad(loss_of_all_candidates, argnums=1)(
-        args, state.params, state.target_critic, batch, noise
+def reference_update(
+    algorithm: types.ModuleType, args: Any, state: ReferenceState, batch: Batch, noise: Any
+) -> tuple[ReferenceState, jax.Array]:
+    """Adam, array by array, and the target."""
+    loss, grads = jax.value_and_grad(reference_loss, argnums=2)(
+        algorithm, args, state.params, state.target_critic, batch, noise
     )
-    updates, opt_state = drol.optimizer(args).update(grads, state.opt_state)
-    params = jax.tree.map(jnp.add, state.params, updates)
+    updates, opt_state = optax.adam(args.learning_rate).update(grads, state.opt_state)
     target_critic = jax.tree.map(
-        lambda q, target: args.tau * q + (1 - args.tau) * target, state.params.critic, state.target_critic
+        lambda q, target: args.tau * q + (1 - args.tau) * target, state.params["critic"], state.target_critic
     )
-    return drol.TrainState(params, target_critic, opt_state, state.step + 1), {"loss": loss}
+    return ReferenceState(optax.apply_updates(state.params, updates), target_critic, opt_state, state.step + 1), loss
 
 
-def matrix_products(algorithm: types.ModuleType, args: Any) -> Callable[[], Any]:
-    """The products of one update, with nothing between them."""
+def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callable[[], Any]]:
+    """The products of one update in its shapes, with nothing between them: by XLA and, on a CPU, by NumPy."""
     in_size = OBSERVATION_DIM + ACTION_DIM
-    keys = iter(jax.random.split(jax.random.key(0), 100))
+    rng = np.random.default_rng(0)
 
-    def kernels(out_size: int, in_size: int = in_size) -> list[jax.Array]:
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    def network(out_size: int, in_size: int = in_size) -> list[np.ndarray]:
         sizes = (in_size, *args.hidden_sizes, out_size)
-        return [0.05 * jax.random.normal(next(keys), fan) for fan in itertools.pairwise(sizes)]
+        return [0.05 * normal(fan_out, fan_in) for fan_in, fan_out in itertools.pairwise(sizes)]
 
-    def forward(net: list[jax.Array], x: jax.Array) -> list[jax.Array]:
-        tape = [x]
-        for kernel in net:
-            tape.append(tape[-1] @ kernel)
-        return tape
+    def forward(net: list, x: Any) -> list:
+        return list(itertools.accumulate(net, lambda x, weight: x @ weight.T, initial=x))
 
-    def backward(net: list[jax.Array], tape: list[jax.Array], *, parameters: bool, inputs: bool) -> list[jax.Array]:
+    def backward(net: list, tape: list, *, parameters: bool, inputs: bool) -> list:
         products, grad = [], tape[-1]
         for index in reversed(range(len(net))):
             if parameters:
-                products.append(tape[index].T @ grad)
+                products.append(grad.T @ tape[index])
             if inputs or index > 0:
-                grad = grad @ net[index].T
+                grad = grad @ net[index]
         return [*products, grad]
 
-    def fit(net: list[jax.Array], x: jax.Array) -> list[jax.Array]:
+    def fit(net: list, x: Any) -> list:
         return backward(net, forward(net, x), parameters=True, inputs=False)
 
-    def products(actor: list, flow: list, critics: list, targets: list, x: jax.Array, extra: jax.Array) -> list:
+    def products(actor: list, flow: list, critics: list, targets: list, x: Any, extra: Any) -> list:
         # Different inputs everywhere: equal products would be computed once.
         results = [forward(actor, x + 1)[-1], *fit(actor, x)]  # next action; the actor's own step
         if algorithm is drol:
@@ -160,14 +216,13 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> Callable[[], Any]
             results += backward(critic, forward(critic, x + 2), parameters=False, inputs=True)  # improvement
         return results
 
-    batch = jax.random.normal(next(keys), (args.batch_size, in_size))
-    if algorithm is drol:
-        extra = jax.random.normal(next(keys), (args.batch_size * args.num_candidates, in_size))
-    else:
-        extra = jax.random.normal(next(keys), (args.batch_size, in_size + 1))
-    nets = kernels(ACTION_DIM), kernels(ACTION_DIM, in_size + 1), [kernels(1), kernels(1)], [kernels(1), kernels(1)]
-    compiled = jax.jit(products)
-    return lambda: compiled(*nets, batch, extra)
+    rows = args.batch_size * args.num_candidates if algorithm is drol else args.batch_size
+    extra = normal(rows, in_size if algorithm is drol else in_size + 1)
+    nets = network(ACTION_DIM), network(ACTION_DIM, in_size + 1), [network(1), network(1)], [network(1), network(1)]
+    inputs = (*nets, normal(args.batch_size, in_size), extra)
+    compiled, on_device = jax.jit(products), jax.device_put(inputs)
+    by_xla = {"XLA": lambda: compiled(*on_device)}
+    return by_xla | ({"NumPy": lambda: products(*inputs)} if jax.default_backend() == "cpu" else {})
 
 
 def random_dataset(rows: int = 100_000) -> Dataset:
@@ -189,22 +244,15 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compile_updates(algorithm: types.ModuleType, args: Any, num_seeds: int, update: Callable, length: int) -> tuple:
+def compile_updates(algorithm: types.ModuleType, args: Any, num_seeds: int, length: int) -> tuple:
     """A compiled loop of `length` updates of several seeds, as `main` compiles it, and what to call it with."""
     dataset = jax.device_put(random_dataset())
     keys = jax.random.split(jax.random.key(1), num_seeds)
 
-    def chunk(state: Any, dataset: Dataset, key: jax.Array) -> Any:
-        def one_update(state: Any, _: None) -> Any:
-            batch_key, noise_key = algorithm.keys_of_update(key, state.step)
-            batch = sample_batch(dataset, args.batch_size, batch_key)
-            return update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
-
-        return jax.lax.scan(one_update, state, length=length)[0]
-
     init = jax.jit(jax.vmap(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)))
     states = init(keys)
-    compiled = jax.jit(jax.vmap(chunk, in_axes=(0, None, 0)), donate_argnums=0).lower(states, dataset, keys).compile()
+    chunk = jax.vmap(functools.partial(algorithm.train_chunk, args, num_updates=length), in_axes=(0, None, 0))
+    compiled = jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile()
     return compiled, states, dataset, keys
 
 
@@ -213,27 +261,30 @@ def repeat_updates(compiled: Any, states: Any, dataset: Dataset, keys: jax.Array
     box = [states]
 
     def call() -> Any:
-        box.append(compiled(box.pop(), dataset, keys))
+        states, _ = compiled(box.pop(), dataset, keys)
+        box.append(states)
         return box[0]
 
     return call
 
 
-def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int) -> Callable[[], Any]:
+def one_update_a_dispatch(
+    algorithm: types.ModuleType, args: Any, update: Callable, state: Any, length: int
+) -> Callable[[], Any]:
     """`length` updates as the reference implementations run them: the host draws a batch, the device takes a step."""
     dataset, rng, key = random_dataset(), np.random.default_rng(0), jax.random.key(1)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(state: Any, batch: Any) -> Any:
+    def step(state: Any, batch: Any) -> Any:
         _, noise_key = algorithm.keys_of_update(key, state.step)
-        return algorithm.update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
+        return update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
 
-    box = [jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))(key)]
+    box = [state]
 
     def call() -> Any:
         for _ in range(length):
             batch = take_batch(dataset, rng.integers(dataset.transitions.size, size=args.batch_size))
-            state, _ = update(box.pop(), batch)
+            state, _ = step(box.pop(), batch)
             box.append(state)
         return box[0]
 
@@ -242,7 +293,8 @@ def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int) -
 
 def measure_updates(options: Args) -> list[Measurement]:
     """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
-    length = 2 if jax.default_backend() == "cpu" else 200
+    # As long as two cores allow: a chunk's own cost, mostly that of fresh memory, counts with each of its updates here.
+    length = 10 if jax.default_backend() == "cpu" else 200
     calls: dict[tuple[str, str, int], Callable[[], Any]] = {}
     memory = []
     others = [algorithms.load(name) for name in algorithms.names() if name != drol.ALGORITHM]  # yours, too
@@ -254,19 +306,24 @@ def measure_updates(options: Args) -> list[Measurement]:
         args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
         method = algorithm.method(args)
         for seeds in options.num_seeds:
-            compiled, *inputs = compile_updates(algorithm, args, seeds, algorithm.update, length)
+            compiled, *inputs = compile_updates(algorithm, args, seeds, length)
             calls["update", method, seeds] = repeat_updates(compiled, *inputs)
             sizes = compiled.memory_analysis()
             megabytes = (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / 1e6  # results replace arguments
             memory.append(Measurement("memory", method, seeds, megabytes, "MB"))
-        calls["one update a dispatch", method, 1] = one_update_a_dispatch(algorithm, args, length)
-        if algorithm is drol:
-            loop = compile_updates(drol, args, 1, update_with_all_candidates, length)
-            calls["all candidates with gradient", method, 1] = repeat_updates(*loop)
+        init = jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))
+        ours, theirs = init(jax.random.key(1)), init(jax.random.key(1))  # two: each gives its buffers away
+        calls[DISPATCH, method, 1] = one_update_a_dispatch(algorithm, args, algorithm.update, ours, length)
         if algorithm in (drol, fql):
-            products = matrix_products(algorithm, args)
-            calls["matrix products alone", method, 1] = lambda products=products: [products() for _ in range(length)]
-    return medians(calls, options.rounds, length) + memory
+            theirs, update = ReferenceState.of(args, theirs), functools.partial(reference_update, algorithm)
+            calls[REFERENCE, method, 1] = one_update_a_dispatch(algorithm, args, update, theirs, length)
+            for library, products in matrix_products(algorithm, args).items():
+                calls[f"{FLOOR}, {library}", method, 1] = lambda products=products: [products() for _ in range(length)]
+    measurements = medians(calls, options.rounds, length)
+    if options.profile is not None:
+        with jax.profiler.trace(options.profile):
+            jax.block_until_ready([call() for (quantity, _, _), call in calls.items() if quantity == "update"])
+    return measurements + memory
 
 
 def measure_inference(options: Args) -> list[Measurement]:
@@ -309,7 +366,7 @@ def measure_evaluation(episodes: int) -> list[Measurement]:
     """What an evaluation of DROL(16) on cube-single costs: in turn with training, and beside it."""
     args, _ = complete(drol.Args(), resolve("cube-double"), drol.published_settings)
     length = 2 if jax.default_backend() == "cpu" else 50
-    compiled, states, *inputs = compile_updates(drol, args, 1, drol.update, length)
+    compiled, states, *inputs = compile_updates(drol, args, 1, length)
     train = repeat_updates(compiled, states, *inputs)
     single, _ = complete(drol.Args(), resolve("cube-single"), drol.published_settings)
     params = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params
@@ -352,7 +409,7 @@ def measure_loop() -> float:
         first, *_, last = run_directory.read_table(pathlib.Path(folder) / "run" / "time.csv")
     args = drol.Args(hidden_sizes=(8,), batch_size=8, num_candidates=1)
     args, _ = complete(args, resolve("pointmaze-medium"), drol.published_settings)
-    compiled, *inputs = compile_updates(drol, args, 1, drol.update, 1000)
+    compiled, *inputs = compile_updates(drol, args, 1, 1000)
     train = repeat_updates(compiled, *inputs)
     train()
     update_s = float(np.median([seconds(train) for _ in range(10)])) / 1000
@@ -383,16 +440,15 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
     value = {m[:3]: m.value for m in measurements}
     methods = [m.method for m in measurements if m.quantity == "update" and m.seeds == 1]
     seeds = sorted({m.seeds for m in measurements if m.quantity == "update"})
-    others = ("matrix products alone", "one update a dispatch", "all candidates with gradient")
+    floors = floors_of(measurements)
 
     lines = [f"{machine}; medians, milliseconds an update.", ""]
-    lines += ["| one seed | update | matrix products alone | multiple | one update a dispatch | times as long "]
-    lines[-1] += "| all candidates with gradient | times as long |"
+    lines += [f"| one seed | update | {FLOOR} | multiple | {DISPATCH} | times as long | {REFERENCE} | times as long |"]
     lines += ["|:--|--:|--:|--:|--:|--:|--:|--:|"]
     for method in methods:
-        ours, floor = value["update", method, 1], value.get(("matrix products alone", method, 1))
+        ours, floor = value["update", method, 1], floors.get(method)
         cells = [f"{ours:.3g}", *(["", ""] if floor is None else [f"{floor:.3g}", f"{ours / floor:.2f}"])]
-        for other in ("one update a dispatch", "all candidates with gradient"):
+        for other in (DISPATCH, REFERENCE):
             theirs = value.get((other, method, 1))
             cells += ["", ""] if theirs is None else [f"{theirs:.3g}", f"{theirs / ours:.2f}"]
         lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -407,7 +463,7 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
     for method in methods:
         cells = []
         for n in seeds:
-            ours, floor = value["update", method, n], value.get(("matrix products alone", method, 1))
+            ours, floor = value["update", method, n], floors.get(method)
             hours, megabytes = ours / 3.6, value["memory", method, n]
             total = f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"
             multiple = "" if floor is None else f" ({ours / n / floor:.2f})"
@@ -415,9 +471,15 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines.append("")
     for m in measurements:
-        if m.quantity not in ("update", "memory", *others):
+        if m.quantity not in ("update", "memory", DISPATCH, REFERENCE) and not m.quantity.startswith(FLOOR):
             lines.append(f"- {m.quantity}{f', {m.method}' if m.method else ''}: {m.value:.3g} {m.unit}")
     return "\n".join(lines) + "\n"
+
+
+def floors_of(measurements: list[Measurement]) -> dict[str, float]:
+    """Milliseconds of the matrix products of an update of each method, by whichever library is faster."""
+    products = [m for m in measurements if m.quantity.startswith(FLOOR)]
+    return {method: min(m.value for m in products if m.method == method) for method in {m.method for m in products}}
 
 
 def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
@@ -427,6 +489,7 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
     value = {m[:3]: m.value for m in measurements}
     methods = [m.method for m in measurements if m.quantity == "update" and m.seeds == 1]
     seeds = sorted({m.seeds for m in measurements if m.quantity == "update"})
+    floors = floors_of(measurements)
     colours = {method: "#0072B2" if method.startswith("DROL") else "#CC79A7" for method in (*methods, "DROL")}
     colours["FQL"] = "#D55E00"
     width = 0.8 / len(seeds)
@@ -435,12 +498,13 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
             x, y = i + width * (j - (len(seeds) - 1) / 2), value["update", method, n] / n
             updates.bar(x, y, 0.92 * width, color=colours[method], alpha=0.9 - 0.25 * j)
             updates.text(x, 0, f" {y:.3g}", ha="center", va="bottom", rotation=90, fontsize=7)  # clear of the lines
-        for quantity, style in (("matrix products alone", ":"), ("one update a dispatch", "-")):
-            if (quantity, method, 1) not in value:
+        comparisons = {FLOOR: floors.get(method), f"{DISPATCH}, one seed": value[DISPATCH, method, 1]}
+        for (label, y), style in zip(comparisons.items(), (":", "-"), strict=True):
+            if y is None:
                 continue
-            line = updates.hlines(value[quantity, method, 1], i - 0.45, i + 0.45, colors="k", linestyles=style, lw=1)
+            line = updates.hlines(y, i - 0.45, i + 0.45, colors="k", linestyles=style, lw=1)
             if method == "FQL":
-                line.set_label(quantity + (", one seed" if style == "-" else ""))
+                line.set_label(label)
     updates.margins(y=0.2)  # room for the legend
     updates.set_xticks(range(len(methods)), methods)
     together = ", ".join(map(str, seeds))
