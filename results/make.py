@@ -42,6 +42,11 @@ def main(args: Args) -> None:
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
     candidates.main(candidates.Args(args.folder / "candidates"))
+    cube = args.folder / "cube-single"
+    candidates.main(candidates.Args(cube, metrics=("score", "pairwise_distance", "bc_loss")))
+    plot.main(plot.Args((cube / "all-tasks" / "drol-task1", *sorted(cube.glob("task1-k*"))), cube / "task1"))
+    plot.main(plot.Args((cube / "all-tasks",), cube / "updates"))
+    table.main(table.Args((cube / "all-tasks",), cube / "table"))
     toy.render(args.folder / "toy")
     mechanism.render(args.folder / "mechanism")
     speed.render(args.folder / "speed" / "speed")
