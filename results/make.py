@@ -37,6 +37,8 @@ def main(args: Args) -> None:
     for hands in (args.folder / "d4rl", args.folder / "adroit"):
         plot.main(plot.Args((hands,), hands / "updates"))
         table.main(table.Args((hands,), hands / "table"))
+    hammer = sorted(args.folder.glob("adroit/*-hammer-*"))
+    plot.main(plot.Args((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
     for folder in ("quick-start", "online", "antmaze"):
         plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
