@@ -1,12 +1,13 @@
-"""What K brings: pairwise distance of candidates, `bc_loss` and success of DROL runs, beside the published curves.
+"""What K brings: pairwise distance of candidates, `bc_loss` and score of DROL runs, beside the published curves.
 
 python results/candidates.py results/candidates
 
 Reads every DROL run below the folder, of tasks that were run with several K. Writes candidates.csv (a row for each run:
-the last row of its train.csv, the mean of its last evaluations), candidates.pdf and .png. Published values are after a
+the last row of its train.csv, its headline score if asked for), candidates.pdf and .png. Published values are after a
 million updates, read off figures.
 """
 
+import collections
 import csv
 import dataclasses
 import json
@@ -30,7 +31,7 @@ import matplotlib.pyplot as plt
 HERE = pathlib.Path(__file__).parent
 PUBLISHED = {"candidate_metrics.csv": ("pairwise_distance", "bc_loss"), "k_sweep.csv": ("score",)}
 LABELS = {
-    "score": "success (%)",
+    "score": "headline score (%)",
     "pairwise_distance": "pairwise distance of candidates",
     "bc_loss": "bc_loss (squared, per dimension)",
 }
@@ -43,7 +44,7 @@ class Args:
     folder: tyro.conf.Positional[pathlib.Path] = HERE / "candidates"
     """Folder with run folders; what is made from them is written into it."""
     metrics: tuple[Literal["score", "pairwise_distance", "bc_loss"], ...] = ("pairwise_distance", "bc_loss")
-    """What to draw, a column each; score is the mean of the last three evaluations."""
+    """What to draw, a column each; score is the headline score."""
 
 
 def pairwise_distance(divergence: float, num_candidates: int) -> float:
@@ -64,35 +65,29 @@ def published() -> dict[str, dict[str, list[tuple[int, float]]]]:
     return points
 
 
-def read(folder: pathlib.Path) -> list[dict]:
+def read(folder: pathlib.Path, metrics: tuple[str, ...]) -> list[dict]:
     """A row for each run.
 
     Raises:
         UserError: no task was run with several K.
     """
-    rows = []
+    rows, ks = [], collections.defaultdict(set)
     for path in sorted(folder.rglob("config.json")):
         args = json.loads(path.read_text())["args"]
         if "num_candidates" not in args:
             continue  # another algorithm
-        with path.with_name("train.csv").open() as file:
-            last = list(csv.DictReader(file))[-1]
         spec, k = resolve(args["env_id"]), args["num_candidates"]
-        evaluations = run_directory.read_table(path.with_name("eval.csv"))
-        evaluations = run_directory.headline_evaluations(spec.suite, evaluations)
-        rows.append(
-            {
-                "task": f"{spec.env_name}-task{spec.task}",
-                "K": k,
-                "seed": args["seed"],
-                "updates": int(last["step"]),
-                "score": sum(row["evaluation/success"] for row in evaluations) / len(evaluations),
-                "pairwise_distance": pairwise_distance(float(last["actor/divergence"]), k),
-                "bc_loss": float(last["actor/bc_loss"]),
-            }
-        )
-    several = {row["task"] for row in rows for other in rows if row["task"] == other["task"] and row["K"] != other["K"]}
-    rows = [row for row in rows if row["task"] in several]
+        row = {"task": f"{spec.env_name}-task{spec.task}", "K": k, "seed": args["seed"]}
+        last = run_directory.read_table(path.with_name("train.csv"))[-1]
+        row |= {"updates": last["step"], "bc_loss": last["actor/bc_loss"]}
+        row["pairwise_distance"] = pairwise_distance(last["actor/divergence"], k)
+        if "score" in metrics:
+            evaluations = run_directory.read_table(path.with_name("eval.csv"))
+            headline = run_directory.headline_evaluations(spec.suite, evaluations)
+            row["score"] = np.mean([each[run_directory.score_metric(headline)] for each in headline])
+        rows.append(row)
+        ks[row["task"]].add(k)
+    rows = [row for row in rows if len(ks[row["task"]]) > 1]
     if not rows:
         raise UserError(f"{folder}: no task with DROL runs of several K (folders with config.json and train.csv)")
     return sorted(rows, key=lambda row: (row["task"], row["K"], row["seed"]))
@@ -130,7 +125,7 @@ def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
 
 def main(args: Args) -> None:
     """Read, write, draw."""
-    rows = read(args.folder)
+    rows = read(args.folder, args.metrics)
     with (args.folder / "candidates.csv").open("w", newline="") as file:
         names = ("task", "K", "seed", "updates", *args.metrics)
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
