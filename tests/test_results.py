@@ -376,7 +376,9 @@ def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
 
 
 def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp_path):
-    listed = subprocess.run(["git", "ls-files", "results"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("what is committed is known in a git checkout only")
     committed = {pathlib.Path(file) for file in listed.stdout.split("\n") if file and not file.endswith(".py")}
     figures = {file.with_suffix("") for file in committed if file.suffix == ".pdf"}
     raw = pathlib.Path("results/speed/speed.csv")
