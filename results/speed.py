@@ -466,7 +466,7 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
 
     lines += [
         "",
-        "Several seeds together: milliseconds an update and seed, as a multiple of the floor, memory, and how "
+        "Several seeds together: milliseconds an update and seed, as a multiple of one seed's floor, memory, and how "
         "long a million updates of all of them take.",
     ]
     lines += ["", "| | " + " | ".join(f"{n} seed{'s' if n > 1 else ''}" for n in seeds) + " |"]
