@@ -37,11 +37,18 @@ def main(args: Args) -> None:
     for hands in (args.folder / "d4rl", args.folder / "adroit"):
         plot.main(plot.Args((hands,), hands / "updates"))
         table.main(table.Args((hands,), hands / "table"))
+    hammer = sorted(args.folder.glob("adroit/*-hammer-*"))
+    plot.main(plot.Args((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
     for folder in ("quick-start", "online", "antmaze"):
         plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
     candidates.main(candidates.Args(args.folder / "candidates"))
+    cube = args.folder / "cube-single"
+    candidates.main(candidates.Args(cube, metrics=("score", "pairwise_distance", "bc_loss")))
+    plot.main(plot.Args((cube / "all-tasks" / "drol-task1", *sorted(cube.glob("task1-k*"))), cube / "task1"))
+    plot.main(plot.Args((cube / "all-tasks",), cube / "updates"))
+    table.main(table.Args((cube / "all-tasks",), cube / "table"))
     toy.render(args.folder / "toy")
     mechanism.render(args.folder / "mechanism")
     speed.render(args.folder / "speed" / "speed")

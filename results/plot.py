@@ -27,7 +27,7 @@ import runs
 from common.errors import exit_in_one_line
 from common.run_directory import SCORES
 from published import published_scores
-from runs import Comparison, Run
+from runs import Comparison, Run, natural
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. The paper's methods have the same in every figure.
 COLOURS = {"DROL(16)": "#0072B2", "FQL": "#D55E00", "DROL*": "#009E73"}
@@ -58,10 +58,10 @@ class Style:
     marker: str
 
 
-def styles(names: list[str]) -> dict[str, Style]:
+def styles(names: set[str]) -> dict[str, Style]:
     """A colour and a marker for each method. Its first variant has the colour if the method itself is not there."""
     spare, free, found = iter(SPARE_COLOURS * len(names)), dict(COLOURS), {}
-    for i, name in enumerate(sorted(names, key=lambda name: (name not in COLOURS, name))):
+    for i, name in enumerate(sorted(names, key=lambda name: (name not in COLOURS, natural(name)))):
         colour = free.pop(name.split(", ")[0], None) or next(spare)
         found[name] = Style(colour, MARKERS[i % len(MARKERS)])
     return found
@@ -77,10 +77,14 @@ def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, Style], x: str) -> None:
-    """Mean and interval over the finished seeds (over all, while none is); each seed on its own as a thin line."""
+    """Mean and interval over the finished seeds (over all, while none is); each seed on its own as a thin line.
+
+    With more than four methods the means alone, as the rest would hide them.
+    """
+    few = len(comparison.tasks[task]) <= 4
     for method, members in comparison.tasks[task].items():
         colour = style[method].colour
-        for run in members:
+        for run in members if few else ():
             positions = [_position(run, step, x) for step in run.curve]
             axes.plot(positions, list(run.curve.values()), c=colour, lw=0.6, alpha=0.4)
         counted = [run for run in comparison.counted(task, method) if x == "updates" or run.minutes]
@@ -89,8 +93,8 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
             continue
         values = np.array([[run.curve[step] for step in steps] for run in counted])
         positions = np.mean([[_position(run, step, x) for step in steps] for run in counted], axis=0)
-        low, high = confidence_interval(values)
-        axes.fill_between(positions, low, high, color=colour, alpha=0.15, lw=0)
+        if few:
+            axes.fill_between(positions, *confidence_interval(values), color=colour, alpha=0.15, lw=0)
         axes.plot(positions, values.mean(axis=0), c=colour, marker=style[method].marker, ms=4, lw=1.8, label=method)
     members = [run for runs in comparison.tasks[task].values() for run in runs]
     switches = {_position(run, run.args["offline_steps"], x) for run in members if run.args["online_steps"] > 0}
@@ -221,7 +225,7 @@ def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[s
 def draw(comparison: Comparison, x: str) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
-    style = styles(sorted({*comparison.methods, *comparison.algorithms}))
+    style = styles({*comparison.methods, *comparison.algorithms})
     tasks, common = list(comparison.tasks), common_tasks(comparison)
     scores = {algorithm: [common[task][algorithm] for task in common] for algorithm in comparison.algorithms}
     panels = [*tasks, "scores"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -31,6 +32,11 @@ BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_e
 # What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
 # differently on another processor.
 RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "versions")
+
+
+def natural(name: str) -> list[str | int]:
+    """To sort names as people do, by the numbers in them."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +121,13 @@ class Comparison:
 
     @property
     def methods(self) -> list[str]:
-        """Every method, in alphabetical order."""
-        return sorted({method for methods in self.tasks.values() for method in methods})
+        """Every method: DROL(4) before DROL(16)."""
+        return sorted({method for methods in self.tasks.values() for method in methods}, key=natural)
 
     @property
     def algorithms(self) -> list[str]:
-        """Every algorithm, in alphabetical order."""
-        return sorted({run.algorithm for run in self.runs})
+        """Every algorithm, likewise."""
+        return sorted({run.algorithm for run in self.runs}, key=natural)
 
     @property
     def runs(self) -> list[Run]:
@@ -160,7 +166,7 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for run in runs:
         by_name[run.task, run.algorithm].append(run)
     tasks = collections.defaultdict(dict)
-    for (task, algorithm), group in sorted(by_name.items()):
+    for (task, algorithm), group in sorted(by_name.items(), key=lambda item: [natural(name) for name in item[0]]):
         for method, members in _by_settings(algorithm, group).items():
             tasks[task][method] = _one_per_seed(members, notes)
     comparison = Comparison(dict(tasks), notes)

@@ -73,7 +73,7 @@ class Args:
     updates_only: bool = False
     """Leave out evaluation, collection and start-up."""
     profile: pathlib.Path | None = None
-    """Folder for a trace of ten (on a GPU two hundred) updates of each, for XProf or Perfetto."""
+    """Folder for a trace of a chunk of each, one seed, for XProf or Perfetto."""
     out: pathlib.Path | None = None
     """Write FILE.csv, FILE.md, FILE.pdf and FILE.png as well."""
     collect_episodes: int = 20
@@ -93,7 +93,7 @@ class Measurement(NamedTuple):
 
 
 class ReferenceState(NamedTuple):
-    """Networks as Flax lays them out."""
+    """What an update of the reference formulation changes: networks as Flax lays them out, moments of each array."""
 
     params: dict[str, list]
     target_critic: list
@@ -102,12 +102,12 @@ class ReferenceState(NamedTuple):
 
     @classmethod
     def of(cls, args: Any, state: Any) -> "ReferenceState":
-        """The same networks."""
+        """The same networks as in a state of ours, with fresh moments."""
 
         def layers(net: drol.MLP) -> list[dict[str, jax.Array]]:
             result = [{"kernel": layer.weight.mT, "bias": layer.bias} for layer in net.layers]
             for layer, norm in zip(result, net.norms, strict=False):
-                layer |= {"norm_scale": norm.weight[..., None, :], "norm_bias": norm.bias[..., None, :]}
+                layer |= {"norm_scale": norm.weight, "norm_bias": norm.bias}
             return result
 
         params = {name: layers(net) for name, net in vars(state.params).items()}
@@ -146,8 +146,8 @@ def reference_loss(
         distances = ((candidates - batch.actions[:, None]) ** 2).mean(axis=-1)
         winner = distances.argmin(axis=1)[:, None]
         imitation_loss = args.bc_coef * jnp.take_along_axis(distances, winner, axis=1).mean()
-        q = q_values(frozen_critic, observations, candidates).min(axis=0)  # [B, K]
-        q = jnp.take_along_axis(q, winner, axis=1)
+        q = q_values(frozen_critic, observations, candidates)  # [ensemble, B, K]
+        q = drol.aggregate(jnp.take_along_axis(q, winner[None], axis=2)[..., 0], args.actor_q_agg)
     else:
         x_t = (1 - noise.flow_times) * noise.flow_noise + noise.flow_times * batch.actions
         velocities = reference_mlp(params["flow"], batch.observations, x_t, noise.flow_times)
@@ -268,6 +268,17 @@ def repeat_updates(compiled: Any, states: Any, dataset: Dataset, keys: jax.Array
     return call
 
 
+def repeat(function: Callable[[], Any], times: int) -> Callable[[], Any]:
+    """A function that calls another several times, one after the other, and keeps no result but the last."""
+
+    def call() -> Any:
+        for _ in range(times):
+            result = jax.block_until_ready(function())
+        return result
+
+    return call
+
+
 def one_update_a_dispatch(
     algorithm: types.ModuleType, args: Any, update: Callable, state: Any, length: int
 ) -> Callable[[], Any]:
@@ -293,9 +304,9 @@ def one_update_a_dispatch(
 
 def measure_updates(options: Args) -> list[Measurement]:
     """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
-    # As long as two cores allow: a chunk's own cost, mostly that of fresh memory, counts with each of its updates here.
-    length = 10 if jax.default_backend() == "cpu" else 200
-    calls: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    is_cpu = jax.default_backend() == "cpu"
+    times = 2 if is_cpu else 200
+    calls: dict[tuple[str, str, int], tuple[Callable[[], Any], int]] = {}
     memory = []
     others = [algorithms.load(name) for name in algorithms.names() if name != drol.ALGORITHM]  # yours, too
     for algorithm, settings in [
@@ -306,29 +317,33 @@ def measure_updates(options: Args) -> list[Measurement]:
         args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
         method = algorithm.method(args)
         for seeds in options.num_seeds:
+            # As long as two cores allow: a chunk's own cost, mostly that of fresh memory, counts with its updates here.
+            length = times if not is_cpu else 20 if seeds == 1 else 10
             compiled, *inputs = compile_updates(algorithm, args, seeds, length)
-            calls["update", method, seeds] = repeat_updates(compiled, *inputs)
+            calls["update", method, seeds] = repeat_updates(compiled, *inputs), length
             sizes = compiled.memory_analysis()
             megabytes = (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / 1e6  # results replace arguments
             memory.append(Measurement("memory", method, seeds, megabytes, "MB"))
         init = jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))
         ours, theirs = init(jax.random.key(1)), init(jax.random.key(1))  # two: each gives its buffers away
-        calls[DISPATCH, method, 1] = one_update_a_dispatch(algorithm, args, algorithm.update, ours, length)
+        calls[DISPATCH, method, 1] = one_update_a_dispatch(algorithm, args, algorithm.update, ours, times), times
         if algorithm in (drol, fql):
             theirs, update = ReferenceState.of(args, theirs), functools.partial(reference_update, algorithm)
-            calls[REFERENCE, method, 1] = one_update_a_dispatch(algorithm, args, update, theirs, length)
+            calls[REFERENCE, method, 1] = one_update_a_dispatch(algorithm, args, update, theirs, times), times
             for library, products in matrix_products(algorithm, args).items():
-                calls[f"{FLOOR}, {library}", method, 1] = lambda products=products: [products() for _ in range(length)]
-    measurements = medians(calls, options.rounds, length)
+                calls[f"{FLOOR}, {library}", method, 1] = repeat(products, times), times
+    measurements = medians(calls, options.rounds)
     if options.profile is not None:
         with jax.profiler.trace(options.profile):
-            jax.block_until_ready([call() for (quantity, _, _), call in calls.items() if quantity == "update"])
+            jax.block_until_ready(
+                [call() for (quantity, _, n), (call, _) in calls.items() if (quantity, n) == ("update", 1)]
+            )
     return measurements + memory
 
 
 def measure_inference(options: Args) -> list[Measurement]:
     """Median milliseconds until the actions are there: one observation, and a batch of 256."""
-    calls, per_call = {}, 50
+    calls = {}
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
         args = algorithm.Args(hidden_sizes=options.hidden_sizes)
         args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
@@ -336,21 +351,17 @@ def measure_inference(options: Args) -> list[Measurement]:
         for size in (1, 256):
             act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
             inputs = np.zeros((size, OBSERVATION_DIM), np.float32), jax.random.split(jax.random.key(0), size)
-
-            def call(act: Any = act, params: Any = params, inputs: Any = inputs) -> None:
-                for _ in range(per_call):
-                    jax.block_until_ready(act(params, *inputs))
-
-            calls[f"inference, {size} action{'s' if size > 1 else ''}", method, 1] = call
-    return medians(calls, options.rounds, per_call)
+            name = f"inference, {size} action{'s' if size > 1 else ''}"
+            calls[name, method, 1] = repeat(functools.partial(act, params, *inputs), 50), 50
+    return medians(calls, options.rounds)
 
 
-def medians(calls: dict[tuple[str, str, int], Callable[[], Any]], rounds: int, per_call: int) -> list[Measurement]:
-    """Run all of them in turn, and again, after a first time that compiles."""
-    for call in calls.values():
+def medians(calls: dict[tuple[str, str, int], tuple[Callable[[], Any], int]], rounds: int) -> list[Measurement]:
+    """Run all of them in turn, and again, after a first time that compiles. A call does its work so many times."""
+    for call, _ in calls.values():
         jax.block_until_ready(call())
-    times = np.array([[seconds(call) for call in calls.values()] for _ in range(rounds)])
-    milliseconds = 1e3 * np.median(times, axis=0) / per_call
+    times = np.array([[seconds(call) / count for call, count in calls.values()] for _ in range(rounds)])
+    milliseconds = 1e3 * np.median(times, axis=0)
     return [Measurement(*name, ms, "ms") for name, ms in zip(calls, milliseconds, strict=True)]
 
 
@@ -455,9 +466,9 @@ def to_markdown(measurements: list[Measurement], machine: str) -> str:
 
     lines += [
         "",
-        "Several seeds together: milliseconds an update and seed, as a multiple of the floor, memory, and how",
+        "Several seeds together: milliseconds an update and seed, as a multiple of one seed's floor, memory, and how "
+        "long a million updates of all of them take.",
     ]
-    lines[-1] += " long a million updates of all of them take."
     lines += ["", "| | " + " | ".join(f"{n} seed{'s' if n > 1 else ''}" for n in seeds) + " |"]
     lines += ["|:--|" + "--:|" * len(seeds)]
     for method in methods:
@@ -536,13 +547,18 @@ def write(out: pathlib.Path, measurements: list[Measurement], machine: str) -> N
     render(out)
 
 
-def render(out: pathlib.Path) -> None:
-    """FILE.md, FILE.pdf and FILE.png from FILE.csv."""
+def read(out: pathlib.Path) -> tuple[str, list[Measurement]]:
+    """The machine, and what was measured, from FILE.csv."""
     with out.with_name(out.name + ".csv").open() as file:
         first, *rows = list(csv.reader(file))[1:]
-    measurements = [Measurement(*row[:2], int(row[2]), float(row[3]), row[4]) for row in rows]
-    out.with_name(out.name + ".md").write_text(to_markdown(measurements, first[1]))
-    figure = draw(measurements, first[1])
+    return first[1], [Measurement(*row[:2], int(row[2]), float(row[3]), row[4]) for row in rows]
+
+
+def render(out: pathlib.Path) -> None:
+    """FILE.md, FILE.pdf and FILE.png from FILE.csv."""
+    machine, measurements = read(out)
+    out.with_name(out.name + ".md").write_text(to_markdown(measurements, machine))
+    figure = draw(measurements, machine)
     figure.savefig(out.with_name(out.name + ".pdf"), metadata={"CreationDate": None})
     figure.savefig(out.with_name(out.name + ".png"), dpi=160)
     plt.close(figure)

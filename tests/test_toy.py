@@ -1,6 +1,6 @@
 """The toy of results/toy.py, and on it what the theory claims."""
 
-import pathlib
+import json
 import shutil
 import sys
 
@@ -62,14 +62,18 @@ def test_what_is_committed_can_be_drawn(tmp_path):
 
 
 def test_candidates_are_read_from_runs(tmp_path):
-    for k, divergence in ((1, 0.0), (4, 0.03)):
-        run = tmp_path / f"k{k}"
+    for task, k, divergence in ((2, 1, 0.0), (2, 4, 0.03), (3, 4, 0.03)):  # task 3 with one K alone
+        run = tmp_path / f"task{task}-k{k}"
         run.mkdir()
-        (run / "config.json").write_text(f'{{"args": {{"env_id": "scene-task2", "num_candidates": {k}, "seed": 5}}}}')
+        args = {"env_id": f"scene-task{task}", "num_candidates": k, "seed": 5}
+        (run / "config.json").write_text(json.dumps({"args": args}))
         (run / "train.csv").write_text(f"step,actor/bc_loss,actor/divergence\n100,9,9\n200,0.01,{divergence}\n")
     candidates.main(candidates.Args(tmp_path))
     rows = (tmp_path / "candidates.csv").read_text().splitlines()
     assert rows[1:] == ["scene-task2,1,5,200,0,0.01", f"scene-task2,4,5,200,{np.sqrt(0.08):.5g},0.01"]
     assert (tmp_path / "candidates.png").stat().st_size > 10_000
-    with pytest.raises(UserError, match="no run folder"):
-        candidates.read(pathlib.Path(tmp_path, "nothing"))
+    for run in tmp_path.glob("task*"):
+        (run / "eval.csv").write_text("step,evaluation/success\n50,99\n100,10\n150,20\n200,30\n")  # of the last three
+    assert [row["score"] for row in candidates.read(tmp_path, ("score",))] == [20, 20]
+    with pytest.raises(UserError, match="no task with DROL runs of several K"):
+        candidates.read(tmp_path / "nothing", ("bc_loss",))
