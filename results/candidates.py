@@ -65,11 +65,19 @@ def published() -> dict[str, dict[str, list[tuple[int, float]]]]:
     return points
 
 
+def logged(path: pathlib.Path) -> list[run_directory.Row]:
+    """The rows of a file of a run; raises UserError if there is none yet."""
+    rows = run_directory.read_table(path) if path.exists() else []
+    if not rows:
+        raise UserError(f"{path}: nothing logged yet; leave this run out, or let it go on")
+    return rows
+
+
 def read(folder: pathlib.Path, metrics: tuple[str, ...]) -> list[dict]:
     """A row for each run.
 
     Raises:
-        UserError: no task was run with several K.
+        UserError: no task was run with several K, or a run has not logged what is asked for yet.
     """
     rows, ks = [], collections.defaultdict(set)
     for path in sorted(folder.rglob("config.json")):
@@ -78,11 +86,11 @@ def read(folder: pathlib.Path, metrics: tuple[str, ...]) -> list[dict]:
             continue  # another algorithm
         spec, k = resolve(args["env_id"]), args["num_candidates"]
         row = {"task": f"{spec.env_name}-task{spec.task}", "K": k, "seed": args["seed"]}
-        last = run_directory.read_table(path.with_name("train.csv"))[-1]
+        last = logged(path.with_name("train.csv"))[-1]
         row |= {"updates": last["step"], "bc_loss": last["actor/bc_loss"]}
         row["pairwise_distance"] = pairwise_distance(last["actor/divergence"], k)
         if "score" in metrics:
-            evaluations = run_directory.read_table(path.with_name("eval.csv"))
+            evaluations = logged(path.with_name("eval.csv"))
             headline = run_directory.headline_evaluations(spec.suite, evaluations)
             row["score"] = np.mean([each[run_directory.score_metric(headline)] for each in headline])
         rows.append(row)
