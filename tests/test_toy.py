@@ -72,7 +72,7 @@ def test_candidates_are_read_from_runs(tmp_path):
     rows = (tmp_path / "candidates.csv").read_text().splitlines()
     assert rows[1:] == ["scene-task2,1,5,200,0,0.01", f"scene-task2,4,5,200,{np.sqrt(0.08):.5g},0.01"]
     assert (tmp_path / "candidates.png").stat().st_size > 10_000
-    with pytest.raises(UserError, match="eval.csv: nothing logged yet"):
+    with pytest.raises(UserError, match="nothing logged yet"):
         candidates.read(tmp_path, ("score",))
     for run in tmp_path.glob("task*"):
         (run / "eval.csv").write_text("step,evaluation/success\n50,99\n100,10\n150,20\n200,30\n")  # of the last three
