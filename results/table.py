@@ -3,7 +3,8 @@
     python results/table.py RUN_DIR... [--out FILE]
 
 Prints Markdown, or writes FILE.md, FILE.csv (both tables in one, a line a cell) and FILE.tex. The first table is the
-paper's Table 1: a group of tasks counts only with all of its tasks. The second one has every task that was run.
+paper's Table 1, where a group of tasks counts only with all of its tasks, and a method with other settings than the
+paper's has a column of its own. The second one has every task that was run.
 """
 
 import csv
@@ -51,16 +52,18 @@ def mean_and_deviation(scores: list[float]) -> str:
 
 
 def group_table(comparison: Comparison) -> Table:
-    """The paper's Table 1, ours beside it."""
-    paper, rows = published_scores(), []
-    for group, size in num_tasks().items():
-        row = [group, str(size)]
-        for method in PAPER_METHODS:
-            published = paper[group, method]
-            row += [_group_cell(comparison, group, size, method), f"{published.mean:g} ± {published.deviation:g}"]
-        rows.append(row)
-    header = ["group", "tasks", *(name for method in PAPER_METHODS for name in (method, f"{method}, paper"))]
-    return Table("Groups of tasks, as in the paper's Table 1", header, rows)
+    """The paper's Table 1, ours beside it; then what else has a whole group: other settings, other algorithms."""
+    paper, sizes = published_scores(), num_tasks()
+    columns = {"group": list(sizes), "tasks": [str(size) for size in sizes.values()]}
+    for method in dict.fromkeys((*PAPER_METHODS, *comparison.algorithms)):
+        cells = [_group_cell(comparison, group, size, method) for group, size in sizes.items()]
+        if method in PAPER_METHODS:
+            published = [paper[group, method] for group in sizes]
+            columns |= {method: cells, f"{method}, paper": [f"{p.mean:g} ± {p.deviation:g}" for p in published]}
+        elif any("±" in cell for cell in cells):
+            columns[method] = cells
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return Table("Groups of tasks, as in the paper's Table 1", list(columns), rows)
 
 
 def _group_cell(comparison: Comparison, group: str, size: int, algorithm: str) -> str:
@@ -89,8 +92,9 @@ def _group_cell(comparison: Comparison, group: str, size: int, algorithm: str) -
     scores = [np.mean([run.score for members in by_task.values() for run in members if run.seed == s]) for s in seeds]
     first = next(iter(by_task.values()))[0]
     kinds = {members[0].data.split(":")[0] for members in by_task.values()}
+    number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     return (
-        f"{mean_and_deviation(scores)} ({len(seeds)} seeds, {first.args['offline_steps']:,} updates, "
+        f"{mean_and_deviation(scores)} ({number}, {first.args['offline_steps']:,} updates, "
         f"{first.args['eval_episodes']} episodes, data: {', '.join(sorted(kinds))})"
     )
 

@@ -103,6 +103,19 @@ def test_a_group_counts_only_with_all_of_its_tasks(tmp_path, markdown):
     assert cell(markdown(tmp_path), "ogbench/scene", "DROL(16)") == "not run"
 
 
+def test_other_settings_have_a_column_once_they_have_a_whole_group(tmp_path, markdown):
+    for number in (1, 2, 3, 4):
+        write_run(tmp_path / str(number), f"cube-double-task{number}", tau=0.01, scores=(0, 0, 30 * number))
+    assert "tau 0.01" not in markdown(tmp_path).partition("**Tasks**")[0]
+    write_run(tmp_path / "5", "cube-double-task5", tau=0.01, scores=(0, 0, 150))
+    text = markdown(tmp_path)
+    whole = "30.0 ± - (1 seed, 300 updates, 50 episodes, data: collected)"
+    assert cell(text, "ogbench/cube-double", "DROL(16), tau 0.01") == whole
+    assert (
+        cell(text, "ogbench/scene", "DROL(16), tau 0.01") == cell(text, "ogbench/cube-double", "DROL(16)") == "not run"
+    )
+
+
 def test_a_default_task_is_known_under_both_names(tmp_path):
     a = write_run(tmp_path / "a", "scene", seed=0)
     b = write_run(tmp_path / "b", "scene-task2", seed=1)
