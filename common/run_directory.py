@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from typing import Any, Literal
 
@@ -328,9 +328,15 @@ class RunDirectory:
             self._wandb.finish()
 
 
-def headline_evaluations(suite: str, evaluations: list[Row]) -> list[Row]:
-    """The evaluations whose mean is the headline score, as the papers take it: the last ones. Never the best."""
-    return sorted(evaluations, key=lambda row: row["step"])[-HEADLINE_EVALUATIONS[suite] :]
+def headline_steps(suite: str, args: Mapping[str, Any], evaluated: Collection[int]) -> list[int]:
+    """The evaluations whose mean is the headline score, as the papers take it: the last that were due. Never the best.
+
+    An earlier one does not stand in for one that is missing, nor, of a fine-tuned run, one from before the switch.
+    """
+    end, interval, switch = max(evaluated), args["eval_interval"], args["offline_steps"]
+    due = sorted({end, *range(interval, end, interval)})
+    last = [step for step in due if end <= switch or step > switch][-HEADLINE_EVALUATIONS[suite] :]
+    return [step for step in last if step in evaluated]
 
 
 def score_metric(evaluations: list[Row]) -> str:

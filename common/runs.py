@@ -25,7 +25,7 @@ from common.run_directory import (
     Row,
     RunDirectory,
     check_vacant,
-    headline_evaluations,
+    headline_steps,
     import_wandb,
     score_metric,
 )
@@ -313,7 +313,8 @@ class Runs:
             return [Outcome(run.path, step, None) for run in self._runs]
         outcomes = []
         for run in self._runs:
-            rows = headline_evaluations(self.spec.suite, list(run.evaluations.values()))
+            last = headline_steps(self.spec.suite, run.config["args"], run.evaluations)
+            rows = [run.evaluations[step] for step in last]
             steps = ", ".join(f"{row['step']:,}" for row in rows)
             metric = score_metric(rows)
             score = sum(row[metric] for row in rows) / len(rows)

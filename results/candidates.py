@@ -2,27 +2,23 @@
 
 python results/candidates.py results/candidates
 
-Reads every DROL run below the folder, of tasks that were run with several K. Writes candidates.csv (a row for each run:
-the last row of its train.csv, its headline score if asked for), candidates.pdf and .png. Published values are after a
-million updates, read off figures.
+Reads every finished DROL run below the folder, of tasks that were run with several K. Writes candidates.csv (a row for
+each run: the last row of its train.csv, its headline score if asked for), candidates.pdf and .png. Runs that differ in
+more than K and seed are not averaged. Published values are after a million updates, read off figures.
 """
 
 import collections
 import csv
 import dataclasses
-import json
 import pathlib
-import sys
 from typing import Literal
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import matplotlib
 import numpy as np
 import tyro
 
+import runs
 from common import run_directory
-from common.env_ids import resolve
 from common.errors import UserError, exit_in_one_line
 
 matplotlib.use("Agg")
@@ -30,6 +26,7 @@ import matplotlib.pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
 PUBLISHED = {"candidate_metrics.csv": ("pairwise_distance", "bc_loss"), "k_sweep.csv": ("score",)}
+COLUMNS = ("num_candidates ", "offline_steps ")  # of candidates.csv; not told again among the settings
 LABELS = {
     "score": "headline score (%)",
     "pairwise_distance": "pairwise distance of candidates",
@@ -65,40 +62,45 @@ def published() -> dict[str, dict[str, list[tuple[int, float]]]]:
     return points
 
 
-def logged(path: pathlib.Path) -> list[run_directory.Row]:
-    """The rows of a file of a run; raises UserError if there is none yet."""
-    rows = run_directory.read_table(path) if path.exists() else []
-    if not rows:
-        raise UserError(f"{path}: nothing logged yet; leave this run out, or let it go on")
-    return rows
-
-
 def read(folder: pathlib.Path, metrics: tuple[str, ...]) -> list[dict]:
-    """A row for each run.
+    """A row for each run; its settings are those that tell it from others of its task and K.
 
     Raises:
-        UserError: no task was run with several K, or a run has not logged what is asked for yet.
+        UserError: no task was run with several K, or a run has not logged what is asked for.
     """
-    rows, ks = [], collections.defaultdict(set)
-    for path in sorted(folder.rglob("config.json")):
-        args = json.loads(path.read_text())["args"]
-        if "num_candidates" not in args:
-            continue  # another algorithm
-        spec, k = resolve(args["env_id"]), args["num_candidates"]
-        row = {"task": f"{spec.env_name}-task{spec.task}", "K": k, "seed": args["seed"]}
-        last = logged(path.with_name("train.csv"))[-1]
-        row |= {"updates": last["step"], "bc_loss": last["actor/bc_loss"]}
-        row["pairwise_distance"] = pairwise_distance(last["actor/divergence"], k)
-        if "score" in metrics:
-            evaluations = logged(path.with_name("eval.csv"))
-            headline = run_directory.headline_evaluations(spec.suite, evaluations)
-            row["score"] = np.mean([each[run_directory.score_metric(headline)] for each in headline])
-        rows.append(row)
-        ks[row["task"]].add(k)
+    comparison, rows, ks = runs.read([folder]), [], collections.defaultdict(set)
+    runs.report(comparison.notes)
+    for task, methods in comparison.tasks.items():
+        for method in methods:
+            for run in comparison.finished(task, method):
+                if "num_candidates" not in run.args:
+                    continue  # another algorithm
+                others = [part for part in method.split(", ")[1:] if not part.startswith(COLUMNS)]
+                row = {
+                    "task": dataclasses.replace(run.spec, task=run.spec.task_number).short_name,  # as it is published
+                    "K": run.args["num_candidates"],
+                    "seed": run.seed,
+                    "updates": run.args["offline_steps"],
+                    "settings": ", ".join(others),  # of 'DROL(16), offline_steps 600, tau 0.01' the last
+                }
+                rows.append(row | {metric: value_of(run, metric) for metric in metrics})
+                ks[row["task"]].add(row["K"])
     rows = [row for row in rows if len(ks[row["task"]]) > 1]
     if not rows:
-        raise UserError(f"{folder}: no task with DROL runs of several K (folders with config.json and train.csv)")
-    return sorted(rows, key=lambda row: (row["task"], row["K"], row["seed"]))
+        raise UserError(f"{folder}: no task with finished DROL runs of several K")
+    return sorted(rows, key=lambda row: (row["task"], row["settings"], row["K"], row["seed"], row["updates"]))
+
+
+def value_of(run: runs.Run, metric: str) -> float:
+    """Of a finished run, in the last row of its train.csv; raises UserError if it is not there."""
+    if metric == "score":
+        return run.score
+    table, column = run.path / "train.csv", {"pairwise_distance": "actor/divergence"}.get(metric, f"actor/{metric}")
+    last = (run_directory.read_table(table) if table.exists() else [{}])[-1]
+    if column not in last:
+        raise UserError(f"{table}: no {column}; leave this run out")
+    value = last[column]
+    return value if metric != "pairwise_distance" else pairwise_distance(value, run.args["num_candidates"])
 
 
 def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
@@ -116,12 +118,16 @@ def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
             theirs = paper[metric].get(task, [])
             if theirs:
                 ax.plot(*zip(*theirs, strict=True), "s--", c="0.4", ms=4, label="paper, 1,000,000 updates")
-            for index, updates in enumerate(sorted({row["updates"] for row in ours})):
-                runs = [row for row in ours if row["updates"] == updates]
-                seeds = {k: [row[metric] for row in runs if row["K"] == k] for k in ks}
+            for index, (updates, settings) in enumerate(sorted({(row["updates"], row["settings"]) for row in ours})):
+                alike = [row for row in ours if (row["updates"], row["settings"]) == (updates, settings)]
+                seeds = {k: [row[metric] for row in alike if row["K"] == k] for k in ks}
                 means = [(k, np.mean(values)) for k, values in seeds.items() if values]
-                ax.plot(*zip(*means, strict=True), "o-", c=f"C{index}", ms=3, label=f"here, {updates:,} updates")
-                ax.plot([row["K"] for row in runs], [row[metric] for row in runs], "o", c=f"C{index}", ms=3, alpha=0.4)
+                others = f", {settings}" if len({row["settings"] for row in ours}) > 1 and settings else ""
+                label = f"here, {updates:,} updates{others}"
+                ax.plot(*zip(*means, strict=True), "o-", c=f"C{index}", ms=3, label=label)
+                ax.plot(
+                    [row["K"] for row in alike], [row[metric] for row in alike], "o", c=f"C{index}", ms=3, alpha=0.4
+                )
             ax.set_xscale("log", base=2)
             ticks = sorted({*ks, *(k for k, _ in theirs)})
             ax.set_xticks(ticks, ticks)
@@ -135,7 +141,7 @@ def main(args: Args) -> None:
     """Read, write, draw."""
     rows = read(args.folder, args.metrics)
     with (args.folder / "candidates.csv").open("w", newline="") as file:
-        names = ("task", "K", "seed", "updates", *args.metrics)
+        names = ("task", "K", "seed", "updates", "settings", *args.metrics)
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(row | {name: f"{row[name]:.5g}" for name in args.metrics} for row in rows)

@@ -7,6 +7,7 @@ settings differ, the legend says so. What is left out is named, on stderr and be
 """
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import textwrap
@@ -32,6 +33,7 @@ from runs import Comparison, Run, natural
 # Okabe and Ito's colours, which the colour-blind can tell apart. The paper's methods have the same in every figure.
 COLOURS = {"DROL(16)": "#0072B2", "FQL": "#D55E00", "DROL*": "#009E73"}
 SPARE_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+MORE_COLOURS = tuple(map(matplotlib.colors.to_hex, matplotlib.colormaps["tab20b"].colors[::2]))
 MARKERS = "osD^vPX*"
 CONFIDENCE = 0.95
 PANEL = (3.1, 2.5)  # inches
@@ -60,7 +62,7 @@ class Style:
 
 def styles(names: set[str]) -> dict[str, Style]:
     """A colour and a marker for each method. Its first variant has the colour if the method itself is not there."""
-    spare, free, found = iter(SPARE_COLOURS * len(names)), dict(COLOURS), {}
+    spare, free, found = itertools.chain(SPARE_COLOURS, itertools.cycle(MORE_COLOURS)), dict(COLOURS), {}
     for i, name in enumerate(sorted(names, key=lambda name: (name not in COLOURS, natural(name)))):
         colour = free.pop(name.split(", ")[0], None) or next(spare)
         found[name] = Style(colour, MARKERS[i % len(MARKERS)])
@@ -140,30 +142,38 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
             if published is not None:
                 line = axes.hlines(published.mean, left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
                 line.set_label("paper: mean over the tasks of the group, full training")
-    crowded = len(tasks) > 2
-    axes.set_xticks(range(len(tasks)), tasks, rotation=20 if crowded else 0, ha="right" if crowded else "center")
+    rotation, side = (0, "center") if len(tasks) <= 2 else (20, "right") if len(tasks) <= 12 else (90, "center")
+    axes.set_xticks(range(len(tasks)), tasks, rotation=rotation, ha=side)
+    axes.tick_params(axis="x", labelsize=9 if len(tasks) <= 12 else 7)
     axes.set(title="headline score (dots: seeds)", xlim=(-0.6, len(tasks) - 0.4))
     _score_axis(axes, comparison.runs)
     axes.grid(axis="y", alpha=0.3, lw=0.5)
 
 
-def common_tasks(comparison: Comparison) -> dict[str, dict[str, np.ndarray]]:
-    """Task -> algorithm -> scores of its seeds, for statistics over tasks.
+def common_tasks(comparison: Comparison) -> dict[str, dict[str, list[Run]]]:
+    """Task -> algorithm -> its runs, for statistics over tasks.
 
-    Only tasks that every algorithm has finished, with one setting: others would compare unlike with unlike. And only
-    scores in percent: plain returns have no common scale.
+    Only tasks that every algorithm has finished, with one setting: others would compare unlike with unlike. Only scores
+    in percent: plain returns have no common scale. And of an algorithm only the seeds that it has on all these tasks:
+    else a task with more seeds would weigh more.
     """
     common = {}
     for task in comparison.tasks:
-        scores = {}
+        finished = {}
         for algorithm in comparison.algorithms:
             methods = comparison.methods_of(task, algorithm)
             runs = comparison.finished(task, methods[0]) if len(methods) == 1 else []
             if runs and runs[0].metric != "evaluation/return":
-                scores[algorithm] = np.array([run.score for run in runs])
-        if len(scores) == len(comparison.algorithms):
-            common[task] = scores
-    return common
+                finished[algorithm] = runs
+        if len(finished) == len(comparison.algorithms):
+            common[task] = finished
+    seeds = {
+        algorithm: set.intersection(*({run.seed for run in of[algorithm]} for of in common.values()))
+        for algorithm in (comparison.algorithms if common else ())
+    }
+    if not all(seeds.values()):
+        return {}
+    return {task: {a: [r for r in runs if r.seed in seeds[a]] for a, runs in of.items()} for task, of in common.items()}
 
 
 def bootstrap(scores: list[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -205,6 +215,7 @@ def draw_interquartile_means(axes: Axes, scores: dict[str, list[np.ndarray]], st
         axes.plot([centre, centre], [i - 0.25, i + 0.25], c=style[method].colour, lw=3)
         axes.text(centre, i + 0.32, f"{centre:.1f}", ha="center", va="bottom", fontsize=8)
     axes.set_yticks(range(len(scores)), [method.replace(", ", ",\n") for method in reversed(scores)])
+    axes.tick_params(axis="y", labelsize=min(9, 40 / len(scores)))
     axes.set(title=f"interquartile mean, {len(tasks)} tasks", xlabel="score", ylim=(-0.6, len(scores) - 0.1))
     axes.grid(axis="x", alpha=0.3, lw=0.5)
 
@@ -227,7 +238,10 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     style = styles({*comparison.methods, *comparison.algorithms})
     tasks, common = list(comparison.tasks), common_tasks(comparison)
-    scores = {algorithm: [common[task][algorithm] for task in common] for algorithm in comparison.algorithms}
+    scores = {
+        algorithm: [np.array([run.score for run in of[algorithm]]) for of in common.values()]
+        for algorithm in comparison.algorithms
+    }
     panels = [*tasks, "scores"]
     columns = min(max(len(tasks), 2), COLUMNS)
     if len(common) >= 2:
@@ -237,7 +251,10 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
         panels[len(tasks) : len(tasks)] = [None] * (-len(tasks) % columns)
     panels += [None] * (-len(panels) % columns)
     mosaic = [[name or "." for name in panels[i : i + columns]] for i in range(0, len(panels), columns)]
-    if len(mosaic[-1]) > mosaic[-1].index("scores") + 1 and len(tasks) > 1:  # the bars take the room that is left
+    if len(tasks) > 12:  # bars need the whole width
+        rest = [name for name in mosaic.pop() if name not in ("scores", ".")]
+        mosaic += [["scores"] * columns, *([rest + ["."] * (columns - len(rest))] if rest else [])]
+    elif len(mosaic[-1]) > mosaic[-1].index("scores") + 1 and len(tasks) > 1:  # the bars take the room that is left
         mosaic[-1] = ["scores"] * (1 + mosaic[-1].count(".")) + [n for n in mosaic[-1] if n not in ("scores", ".")]
 
     width = PANEL[0] * columns
@@ -290,10 +307,16 @@ def _caption(comparison: Comparison, x: str) -> list[str]:
         "evaluations (D4RL: the last).",
         f"Data: {data}.",
     ]
-    if left_out := [task for task in comparison.tasks if task not in common_tasks(comparison)]:
+    common = common_tasks(comparison)
+    counted = {run.name for of in common.values() for runs in of.values() for run in runs}
+    left_out = [task for task in comparison.tasks if task not in common]
+    for task in common:
+        of_task = [run for method in comparison.tasks[task] for run in comparison.finished(task, method)]
+        left_out += [f"{run.name} (not every task has its seed)" for run in of_task if run.name not in counted]
+    if left_out:
         lines.append(
-            "Not in statistics over tasks, which take what every algorithm has finished with one setting and scored in "
-            f"percent: {', '.join(left_out)}."
+            "Not in statistics over tasks, which take what every algorithm has finished with one setting and the same "
+            f"seeds on each task, scored in percent: {', '.join(left_out)}."
         )
     if x == "minutes":
         lines += [f"no wall-clock, not in curves: {run.name}" for run in comparison.runs if not run.minutes]

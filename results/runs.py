@@ -28,7 +28,7 @@ INCIDENTAL = {field.name for field in dataclasses.fields(RunArgs)} - set(SHARED)
 # Those that do not make a method another one: columns of the table, and a note where they are not the paper's.
 SIZE = ("offline_steps", "online_steps", "buffer_size", "hidden_sizes", "eval_interval", "eval_episodes")
 # What two methods, or the tasks of a group, should have in common to be compared.
-BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes")
+BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes", "eval_interval")
 # What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
 # differently on another processor.
 RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "versions")
@@ -44,7 +44,8 @@ class Run:
     """One run of one seed.
 
     Attributes:
-        name: its folder, as it was given.
+        path: its folder.
+        name: the same, as it was given.
         algorithm: the name that its script gives itself, with all that is not the paper's: 'DROL(16)', 'DROL*', 'FQL',
             'DROL(16), tau 0.01', 'DROL(16), fine-tuned' if an online part follows.
         spec: environment and task.
@@ -59,8 +60,10 @@ class Run:
         metric: the column of eval.csv that is its score.
         curve: score of each evaluation, by step.
         minutes: wall-clock minutes since the start, by step, evaluations included; empty where they are not known.
+        machine: what they were taken on: '1 x cpu (cpu), 2 CPU cores, 3 seeds together'.
     """
 
+    path: pathlib.Path
     name: str
     algorithm: str
     spec: EnvSpec
@@ -75,6 +78,7 @@ class Run:
     metric: str
     curve: dict[int, float]
     minutes: dict[int, float]
+    machine: str
 
     @property
     def is_finished(self) -> bool:
@@ -88,13 +92,18 @@ class Run:
 
     @property
     def headline_steps(self) -> list[int]:
-        """The evaluations that make the headline score, as the papers take it: the last ones."""
-        return sorted(self.curve)[-run_directory.HEADLINE_EVALUATIONS[self.spec.suite] :]
+        """The evaluations that make the headline score, as the papers take it: the last that were due."""
+        return run_directory.headline_steps(self.spec.suite, self.args, self.curve)
 
     @property
     def score(self) -> float:
         """Headline score."""
         return sum(self.curve[step] for step in self.headline_steps) / len(self.headline_steps)
+
+    @property
+    def data_set(self) -> str:
+        """Its data, and what tells it from other data of the same description."""
+        return f"{self.data} ({self.settings['data'][:6]})"
 
     @property
     def paper_group(self) -> str | None:
@@ -103,7 +112,8 @@ class Run:
 
     def minutes_at(self, step: int) -> float:
         """Wall-clock minutes from the start to this update; not a number where they are not known."""
-        return float(np.interp(step, list(self.minutes), list(self.minutes.values()))) if self.minutes else math.nan
+        known = list(self.minutes), list(self.minutes.values())
+        return float(np.interp(step, *known, right=math.nan)) if self.minutes else math.nan
 
 
 @dataclasses.dataclass
@@ -173,6 +183,7 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for size in sorted({run.size for run in comparison.runs if run.size}):
         of = ", ".join(sorted({run.task for run in comparison.runs if run.size == size}))
         notes.append(f"not the paper's size: {size} ({of})")
+    few = collections.defaultdict(list)
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             for run in members:
@@ -180,8 +191,7 @@ def read(paths: list[pathlib.Path]) -> Comparison:
                 if not run.is_finished:
                     notes.append(f"unfinished, no score: {run.name} ({task}, {method}: {last:,} of {total:,} updates)")
                 elif len(run.headline_steps) < wanted[run.spec.suite]:
-                    number = len(run.headline_steps)
-                    notes.append(f"{run.name}: its score is of {number} of {wanted[run.spec.suite]} evaluations")
+                    few[len(run.headline_steps), wanted[run.spec.suite]].append(run.name)
             versions = {run.script[:6] if run.script else "unknown" for run in members}
             if len(versions) > 1:
                 which = f"{len(versions)} versions of the script ({', '.join(sorted(versions))})"
@@ -194,6 +204,14 @@ def read(paths: list[pathlib.Path]) -> Comparison:
                 short = ", ".join(sorted(digest[:6] for digest in same))
                 notes.append(f"{task}: the data was collected {len(same)} times by the same recipe (SHA-256 {short})")
         notes += _unlike_budgets(task, methods)
+    for (number, wanted), names in few.items():
+        others = f" and {len(names) - 3} others" if len(names) > 3 else ""
+        notes.append(f"score of {number} of {wanted} evaluations: {', '.join(names[:3])}{others}")
+    machines = collections.defaultdict(list)
+    for task, methods in comparison.tasks.items():
+        timed = {run.machine for members in methods.values() for run in members if run.minutes}
+        machines["; ".join(sorted(timed))] += [task] * (len(timed) > 1)
+    notes += [f"minutes on unlike machines: {names} ({', '.join(of)})" for names, of in machines.items() if of]
     return comparison
 
 
@@ -215,14 +233,14 @@ def describe_value(value: Any) -> str:
 
 
 def _find(paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
-    """Run directories and their names. A folder that is none stands for those in it, or in its folders (a sweep's)."""
+    """Run directories and their names. A folder that is none stands for those in it, at any depth (a sweep's)."""
     found = {}
     for path in paths:
         inside = []
         if not (path / "config.json").exists():
-            in_sweep = sorted(config.parent for config in path.glob("*/*/config.json"))
-            folders = sorted(folder for folder in path.glob("*") if folder.is_dir())
-            inside = [*in_sweep, *(f for f in folders if not in_sweep or (f / "config.json").exists())]
+            inside = sorted(config.parent for config in path.rglob("config.json"))
+            if all(run.parent == path for run in inside):  # then what is beside the runs should be one, too
+                inside = sorted(folder for folder in path.glob("*") if folder.is_dir())
         for folder in inside or [path]:
             name = f"{path.name}/{folder.relative_to(path)}" if inside else str(folder)
             found[folder.resolve()] = folder, name
@@ -244,12 +262,14 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
         args, spec = {"online_steps": 0} | config["args"], EnvSpec(**config["environment"])
         for argument in ("seed", *BUDGET):
             args[argument]
+        together = len(config.get("seeds_together", [None]))
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
         algorithm, settings, size = _method(config["algorithm"], args, spec)
         if config["algorithm"] not in algorithms.names():
             missing = f"there is no {config['algorithm']}.py here"
             notes.append(f"{name}: {missing}, so its settings are not compared with the paper's")
         run = Run(
+            path=path,
             name=name,
             algorithm=algorithm,
             spec=spec,
@@ -264,6 +284,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             metric=metric,
             curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
             minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
+            machine=config.get("device", "unknown") + (f", {together} seeds together" if together > 1 else ""),
         )
         run_directory.HEADLINE_EVALUATIONS[spec.suite]
     except (KeyError, TypeError, ValueError) as error:
@@ -327,7 +348,7 @@ def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
     varying = [name for name in names if len({describe_value(run.settings.get(name)) for run in runs}) > 1]
     groups = collections.defaultdict(list)
     for run in runs:
-        values = run.settings | {"data": f"{run.data} ({run.settings['data'][:6]})"}
+        values = run.settings | {"data": run.data_set}
         method = ", ".join([algorithm, *(f"{name} {describe_value(values.get(name))}" for name in varying)])
         groups[method].append(run)
     return dict(groups)
@@ -348,7 +369,7 @@ def _unlike_budgets(task: str, methods: dict[str, list[Run]]) -> list[str]:
     first = {method: members[0] for method, members in methods.items()}
     notes = []
     for name in (*BUDGET, "data"):
-        values = {m: run.data if name == "data" else describe_value(run.args[name]) for m, run in first.items()}
+        values = {m: run.data_set if name == "data" else describe_value(run.args[name]) for m, run in first.items()}
         in_names = any(f", {name} " in method for method in methods)
         if len(set(values.values())) > 1 and not in_names:
             notes.append(f"unlike in {task}: {name} " + ", ".join(f"{v} ({m})" for m, v in values.items()))

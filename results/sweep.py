@@ -38,7 +38,7 @@ from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, En
 from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
-from common.run_directory import headline_evaluations, read_table, score_metric
+from common.run_directory import headline_steps, read_table, score_metric
 from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun, last_row, sharing_a_gpu, together
 from published import group_of
 
@@ -260,8 +260,9 @@ def score_so_far(run: pathlib.Path) -> float | None:
     """Headline score of the evaluations that are there."""
     if not (run / "eval.csv").exists() or not (rows := read_table(run / "eval.csv", at_damage="stop")):
         return None
-    rows = headline_evaluations(config_of(run)["environment"]["suite"], rows)
-    return sum(row[score_metric(rows)] for row in rows) / len(rows)
+    config, by_step = config_of(run), {row["step"]: row for row in rows}
+    last = headline_steps(config["environment"]["suite"], config["args"], by_step)
+    return sum(by_step[step][score_metric(rows)] for step in last) / len(last)
 
 
 HEADER = ("task", "method", "seeds", "updates", "score so far", "device time left", "settings")
@@ -280,7 +281,7 @@ def describe(standing: Standing) -> tuple[list[tuple[str, ...]], str]:
                 method.task,
                 method.name.replace(f"-{method.task}", "", 1),
                 _counts(seeds),
-                f"{sum(map(updates_of, of_method)) / method.seeds:,.0f} of {method.updates:,}",
+                f"{sum(map(updates_of, of_method)) / len(of_method):,.0f} of {method.updates:,}",
                 f"{sum(scores) / len(scores):.1f} ({len(scores)} seeds)" if scores else "",
                 "unknown" if seconds is None else duration(seconds) if seconds else "",
                 method.settings,

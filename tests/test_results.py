@@ -14,6 +14,7 @@ from toys import completed
 
 sys.path.insert(0, str(REPOSITORY / "results"))
 
+import candidates
 import drol
 import fql
 import plot
@@ -376,13 +377,96 @@ def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
     edit_config(old, lambda config: config["args"].pop("balanced_sampling"))
     text = markdown(*(tmp_path / name for name in ("online", "old", "new")))
     assert cell(text, "cube-single DROL(16)", "seeds") == "2"
-    assert cell(text, "cube-single DROL(16), fine-tuned", "score") == "50.0 ± -"
+    assert cell(text, "cube-single DROL(16), fine-tuned", "score") == "70.0 ± -"  # after the switch
     assert cell(text, "cube-single DROL(16), fine-tuned", "updates") == "100 + 200 online"
     assert cell(text, "cube-single DROL(16), fine-tuned", "paper, mean of the group") == "-"
     figure = plot.draw(plot.runs.read([online]), "updates")
     (curves,) = (axes for sub in figure.subfigs for axes in sub.axes if axes.get_title() == "cube-single")
     (switch,) = (line for line in curves.lines if line.get_label() == "from here on online")
     assert switch.get_xdata() == [0.1, 0.1]
+
+
+# What scores and statistics are of
+
+
+def test_an_evaluation_that_is_missing_is_not_replaced_by_an_earlier_one(tmp_path, markdown):
+    gap = write_run(tmp_path / "gap", scores=(0, 90, 30, 60), offline_steps=400)
+    rows = (gap / "eval.csv").read_text().splitlines(keepends=True)
+    (gap / "eval.csv").write_text("".join(row for row in rows if not row.startswith("300,")))
+    assert runs.read([gap]).runs[0].score == 75  # of 200 and 400
+    assert "score of 2 of 3 evaluations: " in markdown(gap)
+
+
+def test_the_score_of_a_fine_tuned_run_is_of_what_came_after_the_switch(tmp_path):
+    short = write_run(tmp_path / "short", scores=(10, 20, 30, 90), online_steps=100)
+    long = write_run(tmp_path / "long", scores=(10, 20, 30, 40, 50, 60), online_steps=300, seed=1)
+    assert [run.score for run in runs.read([short, long]).runs] == [90, 50]
+
+
+def test_a_task_with_more_seeds_weighs_no_more(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / f"a{seed}", "cube-single", seed=seed, scores=(90, 90, 90))
+        if seed < 2:
+            write_run(tmp_path / f"b{seed}", "scene", seed=seed, scores=(10, 10, 10))
+    comparison = runs.read([tmp_path])
+    common = plot.common_tasks(comparison)
+    seeds = {task: [run.seed for run in of["DROL(16)"]] for task, of in common.items()}
+    assert seeds == {"cube-single": [0, 1], "scene": [0, 1]}
+    assert "a2 (not every task has its seed)" in "".join(plot._caption(comparison, "updates"))
+    for folder in ("b0", "b1"):
+        shutil.rmtree(tmp_path / folder)
+    write_run(tmp_path / "c", "scene", seed=7)
+    assert plot.common_tasks(runs.read([tmp_path])) == {}
+
+
+def test_runs_are_found_at_any_depth(tmp_path):
+    for seed, folder in enumerate(("single", "together/seed1", "sweep/method/seed2")):
+        write_run(tmp_path / folder, seed=seed)
+    assert len(runs.read([tmp_path]).runs) == 3
+
+
+def test_what_makes_methods_unlike_is_said(tmp_path, markdown):
+    write_run(tmp_path / "a", eval_interval=100)
+    other = write_run(tmp_path / "b", "cube-single", "fql", eval_interval=150)
+    edit_config(other, lambda config: (config["dataset"].update(sha256="ffffff00"), config.update(device="1 x gpu")))
+    text = markdown(tmp_path)
+    assert "unlike in cube-single: eval_interval 100 (DROL(16)), 150 (FQL)" in text
+    assert "unlike in cube-single: data " in text and "(5fd3ce)" in text and "(ffffff)" in text
+    assert "minutes on unlike machines: 1 x cpu" in text and "; 1 x gpu (cube-single)" in text
+
+
+def test_minutes_after_the_last_row_that_can_be_read_are_unknown(tmp_path, markdown):
+    run = write_run(tmp_path / "a")
+    (run / "time.csv").write_text("step,time/seconds\n100,600\n")
+    assert cell(markdown(run), "cube-single DROL(16)", "minutes to 50") == "unknown"
+
+
+def test_candidates_are_compared_at_equal_settings(tmp_path):
+    for name, task, k, tau, divergence in (
+        ("a", 2, 1, 0.005, 0.0),
+        ("b", 2, 4, 0.005, 0.03),
+        ("c", 2, 4, 0.01, 0.06),
+        ("d", 3, 4, 0.005, 0.03),  # a task with one K alone
+        ("unfinished", 2, 8, 0.005, 0.03),
+    ):
+        scores = (99, 10, 20, 30) if name != "unfinished" else (99, 10)
+        run = write_run(
+            tmp_path / name, f"scene-task{task}", num_candidates=k, tau=tau, seed=5, offline_steps=400, scores=scores
+        )
+        (run / "train.csv").write_text(f"step,actor/bc_loss,actor/divergence\n100,9,9\n400,0.01,{divergence}\n")
+    candidates.main(candidates.Args(tmp_path, ("score", "pairwise_distance", "bc_loss")))
+    assert (tmp_path / "candidates.csv").read_text().splitlines() == [
+        "task,K,seed,updates,settings,score,pairwise_distance,bc_loss",
+        "scene-task2,1,5,400,,20,0,0.01",
+        f"scene-task2,4,5,400,,20,{np.sqrt(0.08):.5g},0.01",
+        f"scene-task2,4,5,400,tau 0.01,20,{np.sqrt(0.16):.5g},0.01",
+    ]
+    assert (tmp_path / "candidates.png").stat().st_size > 10_000
+    (tmp_path / "b" / "train.csv").write_text("step,actor/bc_loss\n400,0.01\n")
+    with pytest.raises(UserError, match=r"train.csv: no actor/divergence; leave this run out"):
+        candidates.read(tmp_path, ("pairwise_distance",))
+    with pytest.raises(UserError, match="no task with finished DROL runs of several K"):
+        candidates.read(tmp_path / "a", ("bc_loss",))
 
 
 # What is committed

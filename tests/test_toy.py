@@ -1,6 +1,5 @@
 """The toy of results/toy.py, and on it what the theory claims."""
 
-import json
 import shutil
 import sys
 
@@ -12,10 +11,8 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "results"))
 
-import candidates
 import drol
 import toy
-from common.errors import UserError
 
 
 def test_as_many_candidates_as_separated_modes_leave_each_its_prototype():
@@ -59,23 +56,3 @@ def test_what_is_committed_can_be_drawn(tmp_path):
         shutil.copy(REPOSITORY / "results" / "toy" / name, tmp_path)
     toy.render(tmp_path)
     assert (tmp_path / "toy.png").stat().st_size > 20_000
-
-
-def test_candidates_are_read_from_runs(tmp_path):
-    for task, k, divergence in ((2, 1, 0.0), (2, 4, 0.03), (3, 4, 0.03)):  # task 3 with one K alone
-        run = tmp_path / f"task{task}-k{k}"
-        run.mkdir()
-        args = {"env_id": f"scene-task{task}", "num_candidates": k, "seed": 5}
-        (run / "config.json").write_text(json.dumps({"args": args}))
-        (run / "train.csv").write_text(f"step,actor/bc_loss,actor/divergence\n100,9,9\n200,0.01,{divergence}\n")
-    candidates.main(candidates.Args(tmp_path))
-    rows = (tmp_path / "candidates.csv").read_text().splitlines()
-    assert rows[1:] == ["scene-task2,1,5,200,0,0.01", f"scene-task2,4,5,200,{np.sqrt(0.08):.5g},0.01"]
-    assert (tmp_path / "candidates.png").stat().st_size > 10_000
-    with pytest.raises(UserError, match="nothing logged yet"):
-        candidates.read(tmp_path, ("score",))
-    for run in tmp_path.glob("task*"):
-        (run / "eval.csv").write_text("step,evaluation/success\n50,99\n100,10\n150,20\n200,30\n")  # of the last three
-    assert [row["score"] for row in candidates.read(tmp_path, ("score",))] == [20, 20]
-    with pytest.raises(UserError, match="no task with DROL runs of several K"):
-        candidates.read(tmp_path / "nothing", ("bc_loss",))
