@@ -185,16 +185,25 @@ def _prepare(cores: tuple[int, ...]) -> None:
 
 
 def together(sweep: pathlib.Path, method: str, seeds: Iterable[int], seeds_per_job: int) -> list[tuple[int, ...]]:
-    """Which seeds train together: those that began together, to go on to the same bits; new ones as is asked for."""
-    begun, new = set(), []
-    for seed in seeds:
+    """Which seeds train together: those that began together, to go on to the same bits; new ones as is asked for.
+
+    New ones that train together are consecutive, as `--seed` and `--num-seeds` can name no others.
+    """
+
+    def began_with(seed: int) -> list[int] | None:
         run = sweep / method / f"seed{seed}"
-        if is_begun(run):
-            others = config_of(run)["seeds_together"]
-            begun.add(tuple(each for each in others if is_begun(run.with_name(f"seed{each}"))))
-        else:
+        return config_of(run)["seeds_together"] if is_begun(run) else None
+
+    groups, new = set(), []
+    for seed in seeds:
+        if (others := began_with(seed)) is None:
             new.append(seed)
-    return sorted([*begun, *(tuple(new[i : i + seeds_per_job]) for i in range(0, len(new), seeds_per_job))])
+        else:
+            groups.add(tuple(each for each in others if began_with(each) == others))
+    for _, stretch in itertools.groupby(enumerate(new), key=lambda item: item[1] - item[0]):
+        row = tuple(seed for _, seed in stretch)
+        groups |= {row[i : i + seeds_per_job] for i in range(0, len(row), seeds_per_job)}
+    return sorted(groups)
 
 
 # ---- Work ------------------------------------------------------------------------------------------------------------

@@ -46,8 +46,9 @@ STAR = "drol-star"  # drol.py with the K that the paper tuned
 # Of the scripts' arguments: what the sweep gives; what the job for a data set is told, too; what names do not say.
 OWN = {"env_id", "seed", "num_seeds", "run_dir", "resume", "evaluate", "video", "print_config", "drol_star"}
 OF_DATA = ("data_source", "dataset_dir", "collect_episodes", "collect_workers")
-UNNAMED = runs.INCIDENTAL - {"collect_episodes"} | {"num_candidates"}  # (K is in all names anyway)
+UNNAMED = runs.INCIDENTAL - {"data_source", "collect_episodes"} | {"num_candidates"}  # (K is in all names anyway)
 SLURM = {"job_name": "sweep", "time": 24 * 60, "signal_delay_s": 120}  # minutes, seconds to save in
+FETCH = "results/fetch.py"
 ARRAY_SIZE = 1000  # Slurm's own limit, unless it is configured otherwise
 
 
@@ -121,7 +122,7 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
             given = dataclasses.replace(_read(module.Args, options), env_id=spec.name)
             settings, origins = complete(given, spec, module.published_settings)
             k = [f"k{settings.num_candidates}"] if "num_candidates" in origins else []
-            told = [f"{given[2:]}{'x'.join(value)}" for name, (given, *value) in choice.items() if name not in UNNAMED]
+            told = [f"{choice[n][0][2:]}{'x'.join(choice[n][1:])}" for n in sorted(choice) if n not in UNNAMED]
             name = "-".join([algorithm, spec.short_name, *k, *told])
             data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
             of_data = itertools.chain(*(choice[name] for name in OF_DATA if name in choice))
@@ -147,7 +148,10 @@ def tasks_named(names: Iterable[str]) -> list[EnvSpec]:
     for name in names:
         in_group = [spec for spec, group in groups if group and name in ("paper", group, group.split("/")[0])]
         specs += in_group or [resolve(name)]
-    return list(dict.fromkeys(specs))
+    once = {}
+    for spec in specs:  # OGBench's default task has two names
+        once.setdefault((spec.env_name, spec.dataset_type, spec.task_number), spec)
+    return list(once.values())
 
 
 def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
@@ -164,7 +168,7 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
     fields = {field.name: field for script in scripts for field in dataclasses.fields(script.Args)}
     values = collections.defaultdict(list)
     while words:
-        given = words.pop(0)
+        given = words.pop(0).replace("_", "-")
         name = given.removeprefix("--").replace("-", "_")
         name = name if name in fields else name.removeprefix("no_")
         if not given.startswith("--") or name not in fields or name in OWN:
@@ -402,8 +406,12 @@ def parse(words: list[str]) -> tuple[Args, list[str]]:
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
     """One for each data set."""
-    data = dict.fromkeys(method.data for method in methods)
-    return [Job(sweep, f"data-{re.sub('[/:]', '-', told[1])}", "results/fetch.py", told) for told in data if told]
+    jobs = []
+    for told in dict.fromkeys(method.data for method in methods if method.data):
+        options = dict(zip(told[::2], told[1::2], strict=True))
+        name = [options[each] for each in ("--env-id", "--data-source", "--collect-episodes") if each in options]
+        jobs.append(Job(sweep, "-".join(["data", *(re.sub("[/:]", "-", part) for part in name)]), FETCH, told))
+    return jobs
 
 
 def places_here(args: Args) -> list[Place]:
@@ -464,7 +472,11 @@ def slurm_parameters(args: Args) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--slurm {word}: not KEY=VALUE")
-        parameters[key] = int(value) if value.isdigit() else value
+        parameters[key] = int(value) if value.isdigit() else {"true": True, "false": False}.get(value.lower(), value)
+    if not isinstance(parameters["time"], int):
+        raise UserError(f"--slurm time={parameters['time']}: minutes, a whole number")
+    setup = parameters.get("setup", [])
+    parameters["setup"] = [setup] if isinstance(setup, str) else list(setup)  # lines of the job's script
     return parameters
 
 
@@ -480,7 +492,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
         raise UserError("--on slurm needs submitit: pip install submitit") from error
     parameters = slurm_parameters(args)
     path = shlex.quote(f"{REPOSITORY / 'results'}:{REPOSITORY}")
-    setup = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup", [])]
+    setup = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup")]
     task = SlurmTask(Place("this node", sharing_a_gpu(args.jobs_per_gpu)), args.attempts)
 
     def submit_arrays(jobs: list[Job], size: int, **more: Any) -> list[str]:

@@ -113,6 +113,19 @@ def test_what_is_given_is_in_the_name_but_for_what_has_no_part_in_what_is_learne
     assert method.options == ("--env-id", "cube-double-play-singletask-v0", "--bc-coef", "1", "--eval-workers", "3")
 
 
+def test_a_name_does_not_depend_on_how_it_is_said():
+    (method,) = grid("--tau", 0.01, "--bc-coef", 3, algorithms=("drol",))
+    assert grid("--bc_coef", 3, "--tau", 0.01, algorithms=("drol",))[0].name == method.name
+    collected, downloaded = grid("--data-source", "collect", "download", algorithms=("drol",))
+    assert collected.name != downloaded.name
+
+
+def test_each_data_set_has_a_job_of_its_own(tmp_path):
+    methods = grid("--data-source", "collect", "--collect-episodes", 100, 300, tasks=("scene", "scene-task1"))
+    names = [job.name for job in sweep.data_jobs(tmp_path, methods)]
+    assert names == [f"data-scene-play-collect-{episodes}" for episodes in (100, 300)]
+
+
 @pytest.mark.parametrize(
     "words", [("--nonsense", 1), ("--seed", 1), ("3",), ("--num-candidates", 0), ("--eval-workers", 1, 2)]
 )
@@ -127,6 +140,7 @@ def test_groups_of_the_table_and_names_are_tasks_once():
     assert [spec.short_name for spec in sweep.tasks_named(["cube-double-task2", "ogbench/cube-double"])] == [
         f"cube-double-task{task}" for task in (2, 1, 3, 4, 5)
     ]
+    assert [spec.name for spec in sweep.tasks_named(["scene", "scene-task2"])] == ["scene-play-singletask-v0"]
     assert len(sweep.tasks_named(["d4rl"])) == 18 and len(sweep.tasks_named(["ogbench", "paper"])) == 68
 
 
@@ -134,11 +148,14 @@ def test_groups_of_the_table_and_names_are_tasks_once():
 
 
 def test_seeds_go_on_together_as_they_began(tmp_path):
-    for seed, together in ((2, [2, 3]), (3, [2, 3]), (6, [6, 7])):  # the folder of seed 7 is gone
+    begun = {2: [2, 3], 3: [2, 3], 6: [6, 7], 9: [9, 10], 10: [10]}  # 7 is gone, 10 was made again alone
+    for seed, together in begun.items():
         run = tmp_path / "x" / f"seed{seed}"
         run.mkdir(parents=True)
         (run / "config.json").write_text(json.dumps({"seeds_together": together}))
-    assert jobs.together(tmp_path, "x", range(9), 3) == [(0, 1, 4), (2, 3), (5, 7, 8), (6,)]
+    assert jobs.together(tmp_path, "x", range(11), 3) == [(0, 1), (2, 3), (4, 5), (6,), (7, 8), (9,), (10,)]
+    assert jobs.together(tmp_path, "x", range(3), 3) == [(0, 1), (2, 3)]  # with 3, although it was not asked for
+    assert jobs.together(tmp_path, "y", range(7), 3) == [(0, 1, 2), (3, 4, 5), (6,)]
 
 
 @pytest.fixture
@@ -203,6 +220,12 @@ def test_slurm_parameters_come_from_a_file_and_the_command_line(tmp_path):
     parameters = sweep.slurm_parameters(sweep.Args(slurm_config=file, slurm=("time=720", "constraint=a100")))
     assert parameters["partition"] == "gpu" and parameters["time"] == 720 and parameters["constraint"] == "a100"
     assert parameters["additional_parameters"] == {"nice": 100}
+    words = ("setup=module load cuda", "exclusive=True", "use_srun=false")
+    parameters = sweep.slurm_parameters(sweep.Args(slurm=words))
+    assert parameters["setup"] == ["module load cuda"]
+    assert parameters["exclusive"] is True and parameters["use_srun"] is False
+    with pytest.raises(UserError, match="time=12:00:00: minutes"):
+        sweep.slurm_parameters(sweep.Args(slurm=("time=12:00:00",)))
     with pytest.raises(UserError, match="not KEY=VALUE"):
         sweep.slurm_parameters(sweep.Args(slurm=("gpu",)))
 
