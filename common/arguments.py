@@ -161,7 +161,9 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
 
 
 def print_config(args: RunArgs, published_settings: Published) -> None:
-    """Print what the arguments resolve to, as JSON."""
+    """Print what the arguments of a new run resolve to, as JSON. Raises `UserError` if they name one that is there."""
+    if args.resume or args.evaluate or args.video:
+        raise UserError("--print-config is about a new run; one that is there has its settings in its config.json")
     spec = resolve(args.env_id, args.dataset_path)
     args, origins = complete(args, spec, published_settings)
     config = {"environment": spec.name, "args": dataclasses.asdict(args), "origins": origins}
@@ -174,6 +176,8 @@ def check_alone(args: RunArgs) -> None:
         raise UserError("--resume takes all other settings from the run; give no other argument")
     if args.video is not None and (args.evaluate is None or args.video.suffix not in (".mp4", ".gif")):
         raise UserError(f"--video {args.video}: belongs to --evaluate, and to a name that ends in .mp4 or .gif")
+    if args.video is not None and not args.video.parent.is_dir():
+        raise UserError(f"--video {args.video}: there is no folder {args.video.parent}")
 
 
 def for_evaluation(trained: Args, given: Args) -> Args:

@@ -48,7 +48,7 @@ class Args:
     workers: int = available_cores()
     """Worker processes."""
     dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
-    """Folder for the files. Their names tell them from the official ones."""
+    """Folder for the files, named so as to tell them from the official ones. (Hands: MINARI_DATASETS_PATH.)"""
 
 
 @dataclasses.dataclass(frozen=True)

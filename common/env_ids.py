@@ -101,7 +101,7 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     Raises:
         UserError: no such environment, with the nearest known names.
     """
-    if dataset_path is not None and (own_id := _minari_id(expanded(dataset_path))) is not None:
+    if dataset_path is not None and (own_id := minari_id(expanded(dataset_path))) is not None:
         for name in (env_id, own_id):  # whether the one that is named is this one is seen when it is read
             with contextlib.suppress(UserError):
                 if (spec := resolve(name)).suite == "d4rl":
@@ -113,7 +113,7 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     if d4rl_name in D4RL_MINARI_IDS:
         return EnvSpec("d4rl", D4RL_MINARI_IDS[d4rl_name], d4rl_name, D4RL_MINARI_IDS[d4rl_name])
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]+-v\d+", env_id):  # namespace/.../name-version
-        families = {minari_id: family for family, minari_id in D4RL_MINARI_IDS.items()}
+        families = {own: family for family, own in D4RL_MINARI_IDS.items()}
         return EnvSpec("d4rl", env_id, families.get(env_id, env_id), env_id)
 
     if re.fullmatch(r"[\w.]+:[\w./-]+", env_id):
@@ -141,13 +141,13 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     if (minari_root() / env_id / "data").is_dir():  # a data set of one's own, without a namespace
         return EnvSpec("d4rl", env_id, env_id, env_id)
     if match := re.fullmatch(r"(hopper|halfcheetah|walker2d|ant)-([a-z-]+)(-v\d+)?", env_id):
-        minari_id = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
-        raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {minari_id}")
+        nearest = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
+        raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {nearest}")
     nearest = difflib.get_close_matches(env_id, known_names(), n=4, cutoff=0.5) or ["cube-double", "pen-human"]
     raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
 
 
-def _minari_id(path: pathlib.Path) -> str | None:
+def minari_id(path: pathlib.Path) -> str | None:
     """The id of the Minari data set in a folder; None if it holds none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((path / "data" / "metadata.json").read_text())["dataset_id"])

@@ -228,7 +228,7 @@ class ExplorationEnvs:
             # Minari's AntMaze: 0 at the goal and -1 elsewhere, as its data is read. OGBench's rewards are that already,
             # and belong to the state before the step, as those of its data do.
             reward -= env.ends_at_success
-            rows.append((self.observations[i].copy(), action, reward, 1 - terminated, next_observation))
+            rows.append((self.observations[i].copy(), action, reward, 1 - terminated, np.array(next_observation)))
             self.observations[i] = next_observation
             if terminated or truncated:
                 self._episodes[i].append((100 * info["success"], self._returns[i], self._lengths[i]))

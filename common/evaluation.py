@@ -159,7 +159,9 @@ class Evaluator:
 
     def _summarise(self, returns: np.ndarray, lengths: np.ndarray, successes: np.ndarray) -> dict[str, float]:
         """Means over the episodes of one seed."""
-        result = {} if np.isnan(successes).all() else {"evaluation/success": 100 * float(np.nanmean(successes))}
+        result = {}
+        if not np.isnan(successes).all():  # an environment may report success only where there is one
+            result["evaluation/success"] = 100 * float(np.nan_to_num(successes).mean())
         if self.reference_scores is not None:
             low, high = self.reference_scores
             result["evaluation/normalized_score"] = 100 * (float(returns.mean()) - low) / (high - low)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from common.env_ids import EnvSpec, minari_root
 from common.errors import UserError
-from common.files import sha256
+from common.files import making, sha256
 
 GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")  # of a goal-conditioned observation, in this order
 # D4RL's returns of a random and an expert policy.
@@ -51,11 +52,17 @@ def locate(spec: EnvSpec) -> pathlib.Path:
         f"where there is a network, run `minari download {spec.name}`, and put its folder here as {path}, or name the "
         f"folder that holds D4RL/: MINARI_DATASETS_PATH (now {os.environ.get('MINARI_DATASETS_PATH', 'unset')})"
     )
-    print(f"data: downloading {spec.name} with Minari", flush=True)
     try:
-        if "MINARI_REMOTE" not in os.environ:
-            _check_connection()
-        minari.download_dataset(spec.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with making(path), tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+            if (path / "data").is_dir():  # by another process, meanwhile
+                return path
+            print(f"data: downloading {spec.name} with Minari", flush=True)
+            if "MINARI_REMOTE" not in os.environ:
+                _check_connection()
+            with datasets_in(pathlib.Path(folder)):
+                minari.download_dataset(spec.name)
+            (pathlib.Path(folder) / spec.name).rename(path)
     except Exception as error:  # of whatever its storage is built on; all of them mean that there is no data
         raise UserError(f"could not download {spec.name} ({_first_line(error)}); {advice}") from error
     return path
@@ -82,15 +89,16 @@ def datasets_in(folder: pathlib.Path) -> Iterator[None]:
 def _check_connection() -> None:
     """Fail at once where there is no network: the client tries again for half a minute, and says so each time."""
     import requests
+    from huggingface_hub.constants import ENDPOINT  # or the mirror that HF_ENDPOINT names
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    requests.head("https://huggingface.co", timeout=ONLINE_TIMEOUT_S)
+    requests.head(ENDPOINT, timeout=ONLINE_TIMEOUT_S)
 
 
 def _first_line(error: Exception) -> str:
     name = type(error).__name__
     if "Connection" in name or "Timeout" in name:
-        return f"no connection to huggingface.co: {name}"
+        return f"no connection: {name}"
     return f"{name}: {(str(error).splitlines() or [''])[0]}"
 
 

@@ -54,6 +54,7 @@ class RunDirectory:
         self.evaluations: dict[int, Row] = {}  # by step
         self.seconds = 0.0  # of wall-clock that all sittings together have spent
         self._wandb: Any = None
+        self._lock: io.TextIOWrapper | None = None
         self._saved_at, self.saved_step = time.monotonic(), -1  # no checkpoint yet
 
     @staticmethod
@@ -288,9 +289,10 @@ class RunDirectory:
         Raises:
             UserError: the disk is full.
         """
-        if table == "eval":
-            self.evaluations[int(row["step"])] = row
         path = self.path / f"{table}.csv"
+        if table == "eval":
+            row = self._with_all_columns(row, path)
+            self.evaluations[int(row["step"])] = row
         with self._writing(path), path.open("a", newline="") as file:
             _write_rows(file, [row], header=file.tell() == 0)
             if table == "eval":  # the checkpoint that it was made from may go now
@@ -322,10 +324,24 @@ class RunDirectory:
         except Exception as error:  # not logged in, no network
             raise UserError(f"--track: Weights & Biases does not start ({error})") from error
 
+    def _with_all_columns(self, row: Row, path: pathlib.Path) -> Row:
+        """An evaluation, with 0 where others have more: an environment may report success only where there is one."""
+        columns = list(max((row, *self.evaluations.values()), key=len))
+        if self.evaluations and len(row) > len(next(iter(self.evaluations.values()))):  # the first that has it
+            rows = {step: {name: each.get(name, 0) for name in columns} for step, each in self.evaluations.items()}
+            text = io.StringIO()
+            _write_rows(text, list(rows.values()), header=True)
+            with self._writing(path):
+                write_whole(path, lambda temporary: temporary.write_text(text.getvalue()))
+            self.evaluations = rows
+        return {name: row.get(name, 0) for name in columns}
+
     def close(self) -> None:
-        """Finish what `track` began."""
+        """Finish what `track` began, and let others into the folder."""
         if self._wandb is not None:
             self._wandb.finish()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def headline_steps(suite: str, args: Mapping[str, Any], evaluated: Collection[int]) -> list[int]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from common import checkpoints, datasets, machine
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
-from common.env_ids import EnvSpec, resolve
+from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
 from common.progress import announce
 from common.replay import Dataset, check_room
@@ -99,6 +99,9 @@ class Runs:
             args = resumed.read_args(type(args))
         spec = resumed.spec if resumed else resolve(args.env_id, args.dataset_path)
         args, origins = complete(args, spec, published_settings)
+        if args.own_rewards and args.online_steps > 0:
+            raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
+        origins = resumed.origins if resumed else origins
         seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
         paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)
         if args.track:
@@ -156,6 +159,11 @@ class Runs:
             runs.append(run)
         return Runs(runs)
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """Where each resolved setting came from when they were started."""
+        return self._runs[0].config["origins"]
+
     @staticmethod
     def open(paths: Sequence[pathlib.Path], algorithm: str) -> "Runs":
         """Open existing runs.
@@ -180,9 +188,15 @@ class Runs:
         return each[0]
 
     def find_data(self, args: RunArgs) -> None:
-        """Take the data from where `args` say that it is by now, if they do; its SHA-256 decides later."""
+        """Take the data from where `args` say that it is by now, if they do; in training its SHA-256 decides later.
+
+        Raises:
+            UserError: another Minari data set is there.
+        """
         if args.dataset_path is not None:
             self.dataset_path = expanded(args.dataset_path)
+            if self.spec.suite == "d4rl" and (found := minari_id(self.dataset_path)) not in (None, self.spec.name):
+                raise UserError(f"--dataset-path {args.dataset_path}: {found}, but the run is about {self.spec.name}")
         elif args.dataset_dir != type(args)().dataset_dir:
             self.dataset_path = expanded(args.dataset_dir) / self.dataset_path.name
 
@@ -203,7 +217,8 @@ class Runs:
         sound = [checkpoints.sound_steps(run.path / "checkpoints", like) for run in self._runs]
         if not any(sound):
             return 0  # new runs, or killed before their first checkpoint
-        if not all(sound) and max(map(len, sound)) == 1:
+        began_together = len({tuple(run.config["seeds_together"]) for run in self._runs}) == 1
+        if not all(sound) and max(map(len, sound)) == 1 and began_together:
             return 0  # killed between the first checkpoints of the seeds
         common = set.intersection(*sound)
         if not common:
@@ -223,6 +238,9 @@ class Runs:
 
         Returns:
             States and replays to go on with, in their places.
+
+        Raises:
+            UserError: as of `last_common_step`; a run has been evaluated, but its checkpoints are gone.
         """
         self._like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), Checkpoint(states, replays))
         self.step = self.last_common_step(self._like)
@@ -230,6 +248,10 @@ class Runs:
             restored = self.read(self.step, self._like)
             states, replays = seeds.spread((restored.state, restored.replay))
             self.unlogged.values = _stack([run.restore_dict(self.step, ".unlogged") for run in self._runs])
+        elif evaluated := [str(run.path) for run in self._runs if run.evaluations]:
+            raise UserError(
+                f"{', '.join(evaluated)}: without checkpoints; put them back, or begin in another --run-dir"
+            )
         self.rewind(self.step)
         return states, replays
 

@@ -143,6 +143,13 @@ def test_success_has_two_names():
     assert env.step(np.zeros(1))[4] == {"success": 1}
 
 
+def test_an_environment_may_report_success_only_where_there_is_one():
+    evaluator = Evaluator(POINTMAZE, 4, seeds=[0], workers=1)
+    ones, nan = np.ones(4), np.full(4, np.nan)
+    assert evaluator._summarise(ones, ones, np.array([1, np.nan, np.nan, np.nan]))["evaluation/success"] == 25
+    assert "evaluation/success" not in evaluator._summarise(ones, ones, nan)
+
+
 def test_lanes_begin_their_next_episode_by_themselves():
     def make():
         return EvaluationEnv(make_env(POINTMAZE.gym_id, max_episode_steps=3))

@@ -1,10 +1,13 @@
 """D4RL through Minari: real data sets, made here in the real environments."""
 
+import concurrent.futures
 import contextlib
+import functools
 import json
 import math
 import pathlib
 import shutil
+import types
 import warnings
 from typing import ClassVar
 
@@ -16,11 +19,14 @@ import pytest
 from conftest import run_script
 
 from common import datasets, minari_data, progress
+from common.arguments import RunArgs
 from common.env_ids import D4RL_MINARI_IDS, resolve
 from common.envs import ExplorationEnvs, make_evaluation_env
 from common.errors import UserError
 from common.evaluation import Evaluator
+from common.files import making
 from common.run_directory import read_table
+from common.runs import Runs
 
 minari_data.register_environments()
 MIRRORED_UMAZE = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]  # Minari's
@@ -269,6 +275,42 @@ def test_damage_is_refused(folder, tmp_path, kind, message):
 def test_another_data_set_is_not_taken_for_the_one_that_is_named(folder):
     with pytest.raises(UserError, match="holds D4RL/pen/human-v2, not D4RL/door/human-v2"):
         load("door-human", folder / "D4RL/pen/human-v2")
+
+
+def test_a_download_is_whole_or_not_there_and_made_by_one_process(monkeypatch, folder, tmp_path):
+    spec, path = resolve("pen-human"), tmp_path / "D4RL/pen/human-v2"
+    monkeypatch.setenv("MINARI_REMOTE", "hf://somewhere")
+    source = folder / spec.name / "data"
+
+    def download(name, *, fails=False):
+        target = minari_data.local_path(name) / "data"
+        target.mkdir(parents=True)
+        shutil.copy(source / "metadata.json", target)
+        if fails:
+            raise ConnectionError("in the middle of it")
+        shutil.copy(source / "main_data.hdf5", target)
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setattr("minari.download_dataset", functools.partial(download, fails=True))
+    with pytest.raises(UserError, match="could not download"):
+        minari_data.locate(spec)
+    assert not path.exists()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        with making(path):  # by another process
+            waiting = threads.submit(minari_data.locate, spec)
+            download(spec.name)
+        assert waiting.result() == path
+    shutil.rmtree(path)
+    monkeypatch.setattr("minari.download_dataset", download)
+    assert minari_data.locate(spec) == path and load("pen-human", path)
+    assert [file.name for file in path.parent.iterdir() if file.name.startswith(".tmp")] == []
+
+
+def test_a_policy_is_not_judged_on_another_data_set(folder):
+    runs = types.SimpleNamespace(spec=resolve("pen-human"))
+    other = RunArgs(dataset_path=folder / "D4RL/antmaze/umaze-diverse-v1")
+    with pytest.raises(UserError, match=r"umaze-diverse-v1, but the run is about D4RL/pen/human-v2"):
+        Runs.find_data(runs, other)
 
 
 def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,6 +149,26 @@ def test_truncation_bootstraps_and_begins_anew():
     exploration.close()
 
 
+def test_an_observation_that_the_environment_changes_in_place_is_kept(monkeypatch):
+    class Counter(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(0, 9, (1,)), gymnasium.spaces.Box(-1, 1, (1,))
+        ends_at_success, state = False, np.zeros(1, np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            self.state[:] = 0
+            return self.state, {}
+
+        def step(self, action):
+            self.state += 1
+            return self.state, 0.0, False, self.state[0] == 2, {"success": 0.0}
+
+    monkeypatch.setattr(envs, "make_evaluation_env", lambda *_: Counter())
+    exploration = envs.ExplorationEnvs(resolve("pointmaze-medium"), None, [0], first_step=0)
+    steps = [exploration.step(np.zeros((1, 1))) for _ in range(3)]
+    pairs = [(step["observations"].item(), step["next_observations"].item()) for step in steps]
+    assert pairs == [(0, 1), (1, 2), (0, 1)]
+
+
 SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--eval-episodes", 1)
 ONLINE = ("--env-id", "pointmaze-medium", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
@@ -226,6 +247,7 @@ def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp
     [
         (("--buffer-size", 1500), "--buffer-size 1500: the data set alone has 4000 transitions"),
         (("--data-memory", "host"), "needs the data set on the device"),
+        (("--own-rewards",), "the environment has other rewards than the file"),
         (("--balanced-sampling", "--batch-size", 1), "--batch-size 1: out of range"),
     ],
 )

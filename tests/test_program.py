@@ -426,6 +426,12 @@ def test_print_config_touches_no_data(capsys):
     assert (config["args"]["bc_coef"], config["args"]["num_candidates"], config["args"]["q_agg"]) == (0.03, 1, "min")
 
 
+@pytest.mark.parametrize("run", [{"resume": (pathlib.Path("x"),)}, {"evaluate": pathlib.Path("x")}])
+def test_print_config_is_about_a_new_run(run):
+    with pytest.raises(UserError, match="has its settings in its config"):
+        drol.main(drol.Args(print_config=True, **run))
+
+
 def test_help_and_argument_errors_answer_quickly():
     for args, status, answer in ((("--help",), 0, "--bc-coef"), (("--env-id", "nonsense"), 2, "error: ")):
         seconds = []

@@ -121,6 +121,23 @@ def test_other_data_is_refused(run):
         run.check_data({"path": "x.npz", "sha256": "1"})
 
 
+def test_a_column_that_comes_later_is_0_before(run):
+    """Some environments report success only where there is one."""
+    run.log("eval", {"step": 10, "evaluation/return": 2.5})
+    run.log("eval", {"step": 20, "evaluation/success": 50.0, "evaluation/return": 3.0})
+    run.log("eval", {"step": 30, "evaluation/return": 4.0})
+    expected = [
+        {"step": step, "evaluation/success": success, "evaluation/return": value}
+        for step, success, value in ((10, 0, 2.5), (20, 50, 3), (30, 0, 4))
+    ]
+    assert read_table(run.path / "eval.csv") == list(run.evaluations.values()) == expected
+
+
+def test_a_run_that_was_closed_can_be_opened_again_in_the_same_process(run):
+    run.close()
+    RunDirectory.open(run.path, "drol")
+
+
 def test_rewinding_drops_later_rows_and_half_a_row(run):
     for step in (10, 20, 30):
         run.log("train", {"step": step, "critic/loss": step / 7})

@@ -1,6 +1,7 @@
 """Runs of several seeds that go on as one."""
 
 import collections
+import shutil
 import sys
 import types
 from typing import NamedTuple
@@ -104,6 +105,27 @@ def test_seeds_killed_between_their_first_checkpoints_begin_again(tmp_path):
     each = directories(tmp_path)
     each[0].save(10, CHECKPOINT)
     assert Runs(each).last_common_step(CHECKPOINT) == 0
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_logs(tmp_path):
+    each = evaluated_every_20(tmp_path)
+    for run in each:
+        run.save(20, CHECKPOINT)
+        run.log("eval", {"step": 20, "evaluation/success": 1.0})
+    logs = [(run.path / "eval.csv").read_bytes() for run in each]
+    for gone in each:  # of one of them, then of both
+        shutil.rmtree(gone.path / "checkpoints")
+        with pytest.raises(UserError, match=r"seed0.* without checkpoints; put them back"):
+            restored(each)
+    assert [(run.path / "eval.csv").read_bytes() for run in each] == logs
+
+
+def test_runs_that_began_apart_do_not_begin_again_because_one_of_them_has_to(tmp_path):
+    a, b = directories(tmp_path / "a", seeds=[0]), directories(tmp_path / "b", seeds=[1])
+    a[0].save(10, CHECKPOINT)
+    with pytest.raises(UserError, match="resume each of them alone"):
+        restored([*a, *b])
+    assert a[0].checkpoint_steps() == [10]
 
 
 def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_path):
