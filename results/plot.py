@@ -320,6 +320,7 @@ def _caption(comparison: Comparison, x: str) -> list[str]:
         )
     if x == "minutes":
         lines += [f"no wall-clock, not in curves: {run.name}" for run in comparison.runs if not run.minutes]
+        lines += comparison.notes_on_minutes
     return lines + comparison.notes
 
 

@@ -144,6 +144,15 @@ class Comparison:
         """All of them."""
         return [run for methods in self.tasks.values() for members in methods.values() for run in members]
 
+    @property
+    def notes_on_minutes(self) -> list[str]:
+        """Where they cannot be compared."""
+        tasks = collections.defaultdict(list)
+        for task, methods in self.tasks.items():
+            timed = {run.machine for members in methods.values() for run in members if run.minutes}
+            tasks["; ".join(sorted(timed))] += [task] * (len(timed) > 1)
+        return [f"minutes on unlike machines: {names} ({', '.join(of)})" for names, of in tasks.items() if of]
+
     def finished(self, task: str, method: str) -> list[Run]:
         """The runs that have come to their end: scores are taken from these alone."""
         return [run for run in self.tasks[task].get(method, []) if run.is_finished]
@@ -207,11 +216,6 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for (number, wanted), names in few.items():
         others = f" and {len(names) - 3} others" if len(names) > 3 else ""
         notes.append(f"score of {number} of {wanted} evaluations: {', '.join(names[:3])}{others}")
-    machines = collections.defaultdict(list)
-    for task, methods in comparison.tasks.items():
-        timed = {run.machine for members in methods.values() for run in members if run.minutes}
-        machines["; ".join(sorted(timed))] += [task] * (len(timed) > 1)
-    notes += [f"minutes on unlike machines: {names} ({', '.join(of)})" for names, of in machines.items() if of]
     return comparison
 
 

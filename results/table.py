@@ -175,7 +175,8 @@ def to_csv(tables: list[Table], notes: list[str]) -> str:
 def main(args: Args) -> None:
     """Read, tabulate, write."""
     comparison = runs.read(list(args.runs))
-    tables, notes = [group_table(comparison), task_table(comparison, args.threshold)], comparison.notes
+    tables = [group_table(comparison), task_table(comparison, args.threshold)]
+    notes = comparison.notes + comparison.notes_on_minutes
     runs.report(notes)
     markdown = to_markdown(tables, notes)
     if args.out is None:
