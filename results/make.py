@@ -34,9 +34,9 @@ def main(args: Args) -> None:
     plot.main(plot.Args((comparison,), comparison / "updates"))
     plot.main(plot.Args((comparison,), comparison / "minutes", x="minutes"))
     table.main(table.Args((comparison,), comparison / "table"))
-    for hands in (args.folder / "d4rl", args.folder / "adroit"):
-        plot.main(plot.Args((hands,), hands / "updates"))
-        table.main(table.Args((hands,), hands / "table"))
+    for folder in (args.folder / name for name in ("d4rl", "adroit", "scene")):
+        plot.main(plot.Args((folder,), folder / "updates"))
+        table.main(table.Args((folder,), folder / "table"))
     hammer = sorted(args.folder.glob("adroit/*-hammer-*"))
     plot.main(plot.Args((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
     for folder in ("quick-start", "online", "antmaze"):
