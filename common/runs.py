@@ -217,7 +217,7 @@ class Runs:
         sound = [checkpoints.sound_steps(run.path / "checkpoints", like) for run in self._runs]
         if not any(sound):
             return 0  # new runs, or killed before their first checkpoint
-        began_together = len({tuple(run.config["seeds_together"]) for run in self._runs}) == 1
+        began_together = len({tuple(run.config.get("seeds_together", ())) for run in self._runs}) == 1
         if not all(sound) and max(map(len, sound)) == 1 and began_together:
             return 0  # killed between the first checkpoints of the seeds
         common = set.intersection(*sound)
