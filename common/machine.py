@@ -10,7 +10,8 @@ from common.errors import UserError
 
 # Settings of JAX's that decide numbers, or stop the scripts; another project may have left others in the environment.
 NUMBERS = {
-    "jax_enable_x64": False,  # hence float32
+    "jax_enable_x64": False,  # hence float32; an accelerator rounds the operands of products further (NVIDIA's: TF32)
+    "jax_default_matmul_precision": None,  # as the backend has it, and as the papers' code leaves it
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_numpy_dtype_promotion": "standard",
@@ -24,9 +25,19 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def use_cpu_alone() -> None:
+    """For a process that only evaluates policies: it takes no accelerator, nor the memory of one that is training.
+
+    Before JAX is first used; later it changes nothing.
+    """
+    jax.config.update("jax_platforms", "cpu")
+
+
 def check() -> None:
     """Raises `UserError` where JAX cannot train as it is set up here; what would only change numbers is put right."""
     platforms = os.environ.get("JAX_PLATFORMS")
+    if jax.config.jax_platforms and "cpu" not in jax.config.jax_platforms.split(","):
+        jax.config.update("jax_platforms", f"{jax.config.jax_platforms},cpu")  # where policies are evaluated
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter without a word
@@ -97,5 +108,5 @@ def policy_device() -> jax.Device:
     """Where policies are evaluated: the CPU, where no call waits for a chunk of updates to end."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX was told to use the accelerator alone
+    except RuntimeError:  # JAX has begun without one, in a notebook say
         return jax.local_devices()[0]

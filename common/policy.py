@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Key
 
-from common import algorithms
+from common import algorithms, machine
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
 from common.errors import UserError, exit_in_one_line
@@ -35,8 +35,10 @@ NUM_LATENTS = 1024  # of an exported actor
 class Policy:
     """What a run has learned so far, as it is evaluated. A function for `jax.jit` and `jax.vmap`, not a pytree.
 
+    Called as it is, it runs on the CPU. Under `jax.jit` it runs where that runs.
+
     Attributes:
-        params: of the networks.
+        params: of the networks, NumPy arrays.
         act: the script's (params, observation, key) -> action.
         spec: environment and task.
         dataset_path: data that it was trained on; Minari's names the environment.
@@ -58,11 +60,12 @@ class Policy:
             observation: as `make_env` gives it: flat.
             key: of the latent. For a batch one for each observation, or one that is split.
         """
-        observation = jnp.asarray(observation)
-        if observation.ndim == 1:
-            return self.act(self.params, observation, key)
-        keys = key if key.shape else jax.random.split(key, len(observation))
-        return jax.vmap(functools.partial(self.act, self.params))(observation, keys)
+        with jax.default_device(machine.policy_device()):
+            params, observation = jax.tree.map(jnp.asarray, (self.params, observation))
+            if observation.ndim == 1:
+                return self.act(params, observation, key)
+            keys = key if key.shape else jax.random.split(key, len(observation))
+            return jax.vmap(functools.partial(self.act, params))(observation, keys)
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env:
         """The environment that it is evaluated in; `kwargs` go to the environment (`render_mode="rgb_array"`)."""
@@ -70,7 +73,7 @@ class Policy:
 
 
 def load_policy(run_dir: str | os.PathLike) -> Policy:
-    """The newest policy of a run, which may still be training.
+    """The newest policy of a run, which may still be training. Takes no GPU's memory beforehand, if JAX has not begun.
 
     Args:
         run_dir: its folder.
@@ -78,6 +81,7 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     Raises:
         UserError: this is no run, without a checkpoint yet, or its script is not here.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     path = pathlib.Path(run_dir)
     name = read_config(path)["algorithm"]
     algorithm = algorithms.load(name)
@@ -85,7 +89,7 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     args = run.read_args(algorithm.Args)
     init_state = functools.partial(algorithm.init_state, args, *run.sizes(run.dataset_path))
     step, params = Runs([run]).read_newest_params(init_state)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params)
+    params = jax.tree.map(lambda leaf: leaf[0], params)
     act = functools.partial(algorithm.sample_action, args)
     return Policy(params, act, EnvSpec(**run.config["environment"]), run.dataset_path, step)
 
@@ -106,6 +110,7 @@ def export(args: Args) -> None:
     Raises:
         UserError: there is none to be had, or the name does not end in .npz.
     """
+    machine.use_cpu_alone()
     policy = load_policy(args.run)
     algorithm = algorithms.load(read_config(args.run)["algorithm"])
     layers = policy.params.actor.layers

@@ -200,6 +200,11 @@ class Runs:
         elif args.dataset_dir != type(args)().dataset_dir:
             self.dataset_path = expanded(args.dataset_dir) / self.dataset_path.name
 
+    def bytes_of_batches(self, batch_size: int) -> int:
+        """Of what one update of all seeds learns from."""
+        observation, action = self._runs[0].sizes(self.dataset_path)
+        return 4 * len(self._runs) * batch_size * (2 * observation + action + 2)
+
     @property
     def seconds(self) -> float:
         """Of wall-clock that all sittings together have spent; known once the runs are rewound."""

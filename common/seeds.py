@@ -58,8 +58,8 @@ class Seeds:
         return jax.tree.map(lambda leaf: jax.device_put(leaf[self._seed_of_place], self.by_seed), tree)
 
     def gather(self, tree: Any) -> Any:
-        """NumPy arrays with a leading axis of seeds, copied from their places."""
-        return jax.tree.map(lambda leaf: np.array(leaf)[: len(self)], tree)
+        """NumPy arrays with a leading axis of seeds, copied from their places: all at once, each waits for the device."""
+        return jax.tree.map(lambda leaf: np.array(leaf)[: len(self)], jax.device_get(tree))
 
     def initialise(self, init: Callable[[Key[Array, ""]], Any]) -> Any:
         """What `init` makes of the initialisation key of each seed, in their places."""

@@ -17,6 +17,7 @@ from common.seeds import Seeds
 from common.signals import StopSignals
 
 SHORT_CHUNK = 50  # updates between signs of life on a CPU; elsewhere a chunk is a log interval
+FETCHED_BYTES = 512e6  # of a chunk's batches at most, where the host fetches them: two are there at a time
 SHOWN = ("critic/loss", "critic/q_mean", "actor/q_mean")  # metrics on the progress bar, of those that the algorithm has
 
 
@@ -35,6 +36,10 @@ class Session:
         self.args, self.runs, self.seeds = args, runs, seeds
         self.step, self.total = runs.step, args.offline_steps + args.online_steps
         self._on_cpu = jax.default_backend() == "cpu"
+        self._longest_chunk = SHORT_CHUNK if self._on_cpu else args.offline_steps
+        if args.data_memory == "host":
+            fetched = int(FETCHED_BYTES / runs.bytes_of_batches(args.batch_size))
+            self._longest_chunk = max(min(self._longest_chunk, fetched), 1)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Session":
@@ -74,13 +79,12 @@ class Session:
             self.step = end
 
     def end_of_chunk(self, step: int) -> int:
-        """Where something is due; sooner on a CPU, where that takes long, and with batches to fetch."""
+        """Where something is due; sooner on a CPU, where that takes long, and where batches fill the memory."""
         args = self.args
         if step >= args.offline_steps:
             return min(step + 1, self.total)  # online: a step in the environment between any two updates
         ends = [step + interval - step % interval for interval in (args.log_interval, args.eval_interval)]
-        is_short = self._on_cpu or args.data_memory == "host"
-        return min(*ends, args.offline_steps, step + SHORT_CHUNK if is_short else args.offline_steps)
+        return min(*ends, args.offline_steps, step + self._longest_chunk)
 
     def log(self, end: int, metrics: dict[str, jax.Array], explorer: Any) -> None:
         """Wait for the chunk, remember its metrics, and write a row of their means wherever one is due.

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from common.arguments import OF_TODAY, flag
@@ -72,6 +72,20 @@ class Place(NamedTuple):
 def sharing_a_gpu(jobs_per_gpu: int) -> tuple[tuple[str, str], ...]:
     """The memory of a device is divided evenly: JAX would take three quarters of it for its first process."""
     return (("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY / jobs_per_gpu:.3g}"),) if jobs_per_gpu > 1 else ()
+
+
+def usable_cores() -> list[int]:
+    """Of this machine's, those that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def sharing_cores(places: Sequence[Place]) -> list[Place]:
+    """The cores are dealt out: each job would start an evaluation process on every one of them."""
+    cores = usable_cores()
+    return [
+        place._replace(cores=tuple(cores[i :: len(places)]) or (cores[i % len(cores)],))
+        for i, place in enumerate(places)
+    ]
 
 
 class Failure(NamedTuple):
@@ -288,7 +302,7 @@ class SlurmTask:
 
     def __call__(self, jobs: tuple[Job, ...]) -> None:
         """Do them; what fails is tried again on another node."""
-        failed, stopped = self.workers.work(jobs, [self.place] * len(jobs))
+        failed, stopped = self.workers.work(jobs, sharing_cores([self.place] * len(jobs)))
         if stopped:  # by Slurm, which tells all processes: were this one to end by itself, it would not be queued again
             time.sleep(GRACE_S)
         if any(job.failure.attempts < self.attempts for job in failed):

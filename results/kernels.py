@@ -143,11 +143,12 @@ def kernels(program: Program, computation: str) -> Iterator[tuple[Instruction, C
 
 
 def products(program: Program, instruction: Instruction, around: Computation) -> Iterator[int]:
-    """The floating-point operations of each matrix product in a kernel."""
-    if instruction.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
+    """The floating-point operations of each matrix product in a kernel: XLA's own, or one of cuBLAS."""
+    contracted = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]', instruction.attributes)
+    if instruction.opcode in ("dot", "custom-call") and contracted:
         sizes = dimensions(around[instruction.operands[0]].shape)
-        yield 2 * math.prod(dimensions(instruction.shape)) * math.prod(sizes[int(i)] for i in contracted.split(","))
+        depth = math.prod(sizes[int(i)] for i in contracted[1].replace('"', "").split(","))
+        yield 2 * math.prod(dimensions(result_shapes(instruction)[0])) * depth
     for name in instruction.calls():
         for inner in program[name].values():
             yield from products(program, inner, program[name])
@@ -156,6 +157,13 @@ def products(program: Program, instruction: Instruction, around: Computation) ->
 def dimensions(shape: str) -> list[int]:
     """Of one array, as in f32[2,256]{1,0}."""
     return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
+
+
+def result_shapes(instruction: Instruction) -> list[str]:
+    """Of the arrays that it writes. What a library works in, bytes beside its result, holds nothing for others."""
+    shapes = re.findall(r"\w+\[[\d,]*\]", instruction.shape)
+    is_library = instruction.opcode == "custom-call"
+    return [shape for i, shape in enumerate(shapes) if not (is_library and i > 0 and shape.startswith("s8["))]
 
 
 def num_bytes(shape: str) -> int:
@@ -167,7 +175,7 @@ def num_bytes(shape: str) -> int:
 def bytes_moved(program: Program, kernel: Instruction, around: Computation) -> int:
     """What it reads of its operands, once each, and its results."""
     if not kernel.calls():
-        return num_bytes(kernel.shape) + sum(num_bytes(around[name].shape) for name in kernel.operands)
+        return num_bytes(" ".join(result_shapes(kernel))) + sum(num_bytes(around[name].shape) for name in kernel.operands)
     inside = program[kernel.calls()[0]]
     needed = bytes_needed(inside)
     total = num_bytes(kernel.shape)

@@ -244,7 +244,9 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compile_updates(algorithm: types.ModuleType, args: Any, num_seeds: int, length: int) -> tuple:
+def compile_updates(
+    algorithm: types.ModuleType, args: Any, num_seeds: int, length: int, options: dict[str, Any] | None = None
+) -> tuple:
     """A compiled loop of `length` updates of several seeds, as `main` compiles it, and what to call it with."""
     dataset = jax.device_put(random_dataset())
     keys = jax.random.split(jax.random.key(1), num_seeds)
@@ -252,7 +254,7 @@ def compile_updates(algorithm: types.ModuleType, args: Any, num_seeds: int, leng
     init = jax.jit(jax.vmap(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)))
     states = init(keys)
     chunk = jax.vmap(functools.partial(algorithm.train_chunk, args, num_updates=length), in_axes=(0, None, 0))
-    compiled = jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile()
+    compiled = jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile(options)
     return compiled, states, dataset, keys
 
 

@@ -39,7 +39,7 @@ from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
 from common.run_directory import headline_steps, read_table, score_metric
-from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun, last_row, sharing_a_gpu, together
+from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun, last_row, sharing_a_gpu, sharing_cores, together, usable_cores
 from published import group_of
 
 STAR = "drol-star"  # drol.py with the K that the paper tuned
@@ -417,11 +417,10 @@ def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
 def places_here(args: Args) -> list[Place]:
     """Where this machine does jobs at the same time."""
     share = sharing_a_gpu(args.jobs_per_gpu)
-    places = [Place(f"gpu {gpu}", (("CUDA_VISIBLE_DEVICES", gpu), *share)) for gpu in gpus()] * args.jobs_per_gpu
-    if not places:
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        places = [Place(f"core {core}", cores=(core,)) for core in cores]
-    return list(itertools.islice(itertools.cycle(places), args.jobs_at_once or len(places)))
+    on_gpus = [Place(f"gpu {gpu}", (("CUDA_VISIBLE_DEVICES", gpu), *share)) for gpu in gpus()] * args.jobs_per_gpu
+    places = on_gpus or [Place(f"core {core}", cores=(core,)) for core in usable_cores()]
+    places = list(itertools.islice(itertools.cycle(places), args.jobs_at_once or len(places)))
+    return sharing_cores(places) if on_gpus else places
 
 
 def gpus() -> list[str]:
