@@ -20,7 +20,7 @@ from importlib import metadata
 import numpy as np
 import tyro
 
-from common import adroit
+from common import adroit, physics
 from common.adroit import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
@@ -96,8 +96,8 @@ def check_collectable(spec: EnvSpec) -> None:
 
 
 def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path, episodes: int, seed: int) -> pathlib.Path:
-    """File of a collected data set. Never the official name: collected data must not be mistaken for official data."""
-    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-episodes-seed{seed}.npz"
+    """File of a data set that is collected here. Neither the official name, nor that of what another physics makes."""
+    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-seed{seed}{physics.suffix(spec)}.npz"
 
 
 def check_folder(dataset_dir: pathlib.Path, steps: int = 0) -> None:

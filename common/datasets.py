@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import tqdm
 
-from common import adroit, collect, minari_data
+from common import adroit, collect, minari_data, physics
 from common.arguments import DataSource
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env, make_own_env
@@ -126,16 +126,23 @@ def _locate_minari(
 
 def provenance(path: pathlib.Path) -> Provenance:
     """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
-    digest = sha256(path)
-    here = {"path": str(path.resolve()), "sha256": digest}
+    origin: Provenance = {"path": str(path.resolve()), "sha256": sha256(path)}
+    return _source(path, origin["sha256"]) | origin
+
+
+def _source(path: pathlib.Path, digest: str) -> Provenance:
+    """What is known of how a data file was made."""
+    of_2024 = {"versions": {"mujoco": physics.OFFICIAL_MUJOCO}}
     with contextlib.suppress(OSError, ValueError):
         record = json.loads(path.with_suffix(".json").read_text())
         if isinstance(record, dict) and record.get("sha256") == digest and record.get("source") in SOURCES:
-            return record | here
+            return record if record["source"] == "collected" else record | of_2024
     known = KNOWN_SHA256.get(path.name)
-    if known not in (None, digest):
+    if known == digest:
+        return {"source": "official"} | of_2024
+    if known is not None:
         print(f"warning: {path} is not the official file of that name: its SHA-256 differs", flush=True)
-    return {"source": "official" if digest == known else "file"} | here
+    return {"source": "file"}
 
 
 def describe_source(origin: Provenance) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common import algorithms, checkpoints, minari_data
+from common import algorithms, checkpoints, minari_data, physics
 from common.arguments import Args, flag, in_their_types
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
@@ -38,7 +38,7 @@ SCORES = {  # metrics that are scores, and what people call them; the first that
 PACKAGES = {
     "ogbench": ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium"),
     "d4rl": ("jax", "jaxlib", "equinox", "optax", "numpy", "minari", "mujoco", "gymnasium", "gymnasium-robotics"),
-    "gymnasium": ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium"),
+    "gymnasium": ("jax", "jaxlib", "equinox", "optax", "numpy", "mujoco", "gymnasium"),
 }
 
 Row = dict[str, float | int]
@@ -182,6 +182,15 @@ class RunDirectory:
         if provenance["sha256"] != self.config["dataset"]["sha256"]:
             raise UserError(
                 f"{provenance['path']} is not the data that {self.path} was trained on: its SHA-256 differs"
+            )
+
+    def check_physics(self) -> None:
+        """Raises `UserError` if its evaluations so far are of another physics: they would become one score."""
+        spec, before = EnvSpec(**self.config["environment"]), self.config["versions"].get("mujoco", physics.installed())
+        if physics.changes(spec, before) != physics.changes(spec, physics.installed()):
+            raise UserError(
+                f"{self.path} is evaluated with MuJoCo {before}, and {physics.installed()} moves {spec.env_name} "
+                f"otherwise: pip install mujoco=={before} to go on, or begin a new run"
             )
 
     def is_due(self, step: int) -> bool:

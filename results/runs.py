@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import numpy as np
 
-from common import algorithms, run_directory
+from common import algorithms, physics, run_directory
 from common.arguments import RunArgs, in_their_types
 from common.datasets import describe_source
 from common.env_ids import EnvSpec
@@ -61,6 +61,7 @@ class Run:
         curve: score of each evaluation, by step.
         minutes: wall-clock minutes since the start, by step, evaluations included; empty where they are not known.
         machine: what they were taken on: '1 x cpu (cpu), 2 CPU cores, 3 seeds together'.
+        unlike: how the physics of its evaluation differs from that of the data or of the papers; None if it does not.
     """
 
     path: pathlib.Path
@@ -79,6 +80,7 @@ class Run:
     curve: dict[int, float]
     minutes: dict[int, float]
     machine: str
+    unlike: str | None
 
     @property
     def is_finished(self) -> bool:
@@ -192,6 +194,9 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for size in sorted({run.size for run in comparison.runs if run.size}):
         of = ", ".join(sorted({run.task for run in comparison.runs if run.size == size}))
         notes.append(f"not the paper's size: {size} ({of})")
+    for unlike in sorted({run.unlike for run in comparison.runs if run.unlike}):
+        of = ", ".join(sorted({run.task for run in comparison.runs if run.unlike == unlike}))
+        notes.append(f"{unlike} ({of})")
     few = collections.defaultdict(list)
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
@@ -267,6 +272,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
         for argument in ("seed", *BUDGET):
             args[argument]
         together = len(config.get("seeds_together", [None]))
+        mujoco = config.get("versions", {}).get("mujoco")
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
         algorithm, settings, size = _method(config["algorithm"], args, spec)
         if config["algorithm"] not in algorithms.names():
@@ -281,7 +287,11 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             seed=args["seed"],
             args=args,
             data=describe_source(config["dataset"]),
-            settings=settings | {"data": _identity(config["dataset"])},
+            settings=settings
+            | {
+                "data": _identity(config["dataset"]),
+                "physics": physics.describe(spec, mujoco) if mujoco else "unknown",
+            },
             sha256=config["dataset"]["sha256"],
             script=config.get("code", {}).get("script"),
             size=size,
@@ -289,6 +299,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
             minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
             machine=config.get("device", "unknown") + (f", {together} seeds together" if together > 1 else ""),
+            unlike=physics.difference(spec, config["dataset"], mujoco) if mujoco else None,
         )
         run_directory.HEADLINE_EVALUATIONS[spec.suite]
     except (KeyError, TypeError, ValueError) as error:

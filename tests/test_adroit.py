@@ -51,7 +51,7 @@ def here(collected, monkeypatch) -> pathlib.Path:
 
 @pytest.mark.parametrize("hand", HORIZON)
 def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand, here):
-    dataset = minari.load_dataset(f"collected/{hand}/expert-2-episodes-seed0-v0")
+    dataset = minari.load_dataset(f"collected/{hand}/expert-2-seed0-v0")
     assert (dataset.total_episodes, dataset.total_steps) == (2, 2 * HORIZON[hand])
     low, high = minari_data.REFERENCE_SCORES[hand]
     scores = [100 * (episode.rewards.sum() - low) / (high - low) for episode in dataset.iterate_episodes()]
@@ -67,8 +67,8 @@ def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand
 def test_episodes_do_not_depend_on_the_number_of_workers(here, tmp_path):
     with minari_data.datasets_in(tmp_path):
         adroit.collect(resolve("door-expert"), episodes=2, workers=1)
-        alone = minari.load_dataset("collected/door/expert-2-episodes-seed0-v0")
-    together = minari.load_dataset("collected/door/expert-2-episodes-seed0-v0")
+        alone = minari.load_dataset("collected/door/expert-2-seed0-v0")
+    together = minari.load_dataset("collected/door/expert-2-seed0-v0")
     for a, b in zip(alone.iterate_episodes(), together.iterate_episodes(), strict=True):
         np.testing.assert_array_equal(a.observations, b.observations)
         np.testing.assert_array_equal(a.actions, b.actions)
@@ -108,14 +108,14 @@ def test_what_is_there_is_taken_and_what_cannot_be_made_is_said(here, capsys):
 def test_damaged_and_foreign_data_in_its_place_is_named(here, tmp_path, monkeypatch):
     shutil.copytree(here, tmp_path / "hands")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "hands"))
-    door = tmp_path / "hands/collected/door/expert-2-episodes-seed0-v0"
+    door = tmp_path / "hands/collected/door/expert-2-seed0-v0"
     main = door / "data/main_data.hdf5"
     main.write_bytes(main.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"door/expert-2-episodes-seed0-v0: .*damaged"):
+    with pytest.raises(UserError, match=r"door/expert-2-seed0-v0: .*damaged"):
         load("door-expert")
     shutil.rmtree(door)
-    shutil.copytree(tmp_path / "hands/collected/pen/expert-2-episodes-seed0-v0", door)
-    with pytest.raises(UserError, match=r"holds collected/pen/expert-2-episodes-seed0-v0, not D4RL/door/expert-v2"):
+    shutil.copytree(tmp_path / "hands/collected/pen/expert-2-seed0-v0", door)
+    with pytest.raises(UserError, match=r"holds collected/pen/expert-2-seed0-v0, not D4RL/door/expert-v2"):
         load("door-expert")
 
 

@@ -368,6 +368,18 @@ def test_data_collected_again_by_the_same_recipe_is_the_same_data_and_is_named(r
     assert "seed 0 (" in markdown(tmp_path / "0", tmp_path / "2")  # another version's are methods of their own
 
 
+def test_runs_of_another_physics_are_named_and_not_averaged(tmp_path, markdown):
+    for seed, version in enumerate(("3.3.7", "3.1.6", "4.0.0")):
+        path = write_run(tmp_path / str(seed), seed=seed)
+        edit_config(path, lambda config, version=version: config["versions"].update(mujoco=version))
+    assert "MuJoCo" not in markdown(tmp_path / "0", tmp_path / "1")
+    text = markdown(tmp_path)
+    assert "- MuJoCo 4.0.0 moves it otherwise than that of the papers (3.2 or before): contacts of boxes" in text
+    assert "(since 3.5) (cube-single)\n" in text
+    assert cell(text, "cube-single DROL(16), physics first", "seeds") == "2"
+    assert cell(text, "cube-single DROL(16), physics since MuJoCo 3.5", "seeds") == "1"
+
+
 def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
     """Their score is not the paper's offline score, and an argument that older runs did not have sets no run apart."""
     online = write_run(tmp_path / "online", offline_steps=100, online_steps=200, buffer_size=400_000)

@@ -1,0 +1,89 @@
+"""Which MuJoCo versions move an environment alike. results/physics.py measured it, tests/test_physics.py watches it."""
+
+import dataclasses
+import re
+from importlib import metadata
+from typing import Any
+
+from common.env_ids import EnvSpec
+
+OFFICIAL_MUJOCO = (
+    "3.2 or before"  # of OGBench's data, made in 2024 (ogbench asks for 3.1.6 or later), and of its papers
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """From a state on, with the same action, MuJoCo moves some environments otherwise than before.
+
+    Attributes:
+        since: the first version, (major, minor).
+        what: moves otherwise, for people.
+        families: beginnings of `EnvSpec.family`.
+    """
+
+    since: tuple[int, int]
+    what: str
+    families: tuple[str, ...]
+
+
+CHANGES = (
+    Change((3, 4), "contacts of boxes with boxes", ("cube", "scene", "puzzle")),
+    Change((3, 5), "the arm", ("cube", "scene", "puzzle")),
+    Change((3, 5), "contacts of the ant's feet", ("antmaze", "antsoccer")),
+    Change((3, 5), "contacts of the fingers", ("door", "hammer", "pen", "relocate")),
+)
+
+
+def installed() -> str:
+    """The version of the MuJoCo that runs the environments here."""
+    return metadata.version("mujoco")
+
+
+def changes(spec: EnvSpec, version: str) -> list[Change]:
+    """How this version ('4.0.0') moves an environment otherwise than the first; nothing of environments not listed."""
+    number = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    return [change for change in CHANGES if spec.family.startswith(change.families) and change.since <= number]
+
+
+def note_difference(spec: EnvSpec, dataset: dict[str, Any]) -> None:
+    """Say it at the start of what evaluates here, if there is one (`difference`)."""
+    if unlike := difference(spec, dataset, installed()):
+        before = '; to have it as before: pip install "mujoco<3.4"' if changes(spec, installed()) else ""
+        print(f"note: {unlike}{before}", flush=True)
+
+
+def suffix(spec: EnvSpec) -> str:
+    """In names of what is collected here: '-mujoco3.5' with 3.5 or later, empty with what reproduces the papers."""
+    made_with = changes(spec, installed())
+    return "-mujoco{}.{}".format(*made_with[-1].since) if made_with else ""
+
+
+def describe(spec: EnvSpec, version: str) -> str:
+    """To tell runs apart by: 'since MuJoCo 3.5'; 'first' before any change."""
+    made_with = changes(spec, version)
+    return "since MuJoCo {}.{}".format(*made_with[-1].since) if made_with else "first"
+
+
+def difference(spec: EnvSpec, dataset: dict[str, Any], version: str) -> str | None:
+    """How the evaluation differs from what made the data, and from the papers; None if it does not.
+
+    Args:
+        spec: environment.
+        dataset: provenance of the data; nothing is known of data without `versions`.
+        version: of the MuJoCo that evaluates.
+
+    Returns:
+        'MuJoCo 4.0.0 moves it otherwise than that of the data (3.3.7): contacts of boxes with boxes (since 3.4)'.
+    """
+    others = {OFFICIAL_MUJOCO: "the papers"} if spec.suite == "ogbench" else {}
+    if data_version := dataset.get("versions", {}).get("mujoco"):
+        others[data_version] = "the data"
+    ours = set(changes(spec, version))
+    unlike = {other: who for other, who in others.items() if set(changes(spec, other)) != ours}
+    if not unlike:
+        return None
+    between = set().union(*(ours.symmetric_difference(changes(spec, other)) for other in unlike))
+    what = ", ".join("{} (since {}.{})".format(c.what, *c.since) for c in CHANGES if c in between)
+    whose = " and of ".join(f"{who} ({other})" for other, who in unlike.items())
+    return f"MuJoCo {version} moves it otherwise than that of {whose}: {what}"
