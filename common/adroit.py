@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common import minari_data, physics
+from common import minari_data, mujoco_versions
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.files import making, sha256
@@ -46,7 +46,7 @@ def is_collectable(spec: EnvSpec) -> bool:
 def dataset_id(spec: EnvSpec, episodes: int | None, seed: int) -> str:
     """Minari's name of a set that is collected here, never D4RL's: 'collected/door/expert-100-seed0-v0'."""
     hand = hand_of(spec)
-    return f"collected/{hand}/expert-{episodes or EPISODES[hand]}-seed{seed}{physics.suffix(spec)}-v0"
+    return f"collected/{hand}/expert-{episodes or EPISODES[hand]}-seed{seed}{mujoco_versions.suffix(spec)}-v0"
 
 
 def collect(spec: EnvSpec, *, episodes: int | None, seed: int = 0, workers: int) -> pathlib.Path:

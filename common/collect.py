@@ -20,7 +20,7 @@ from importlib import metadata
 import numpy as np
 import tyro
 
-from common import adroit, physics
+from common import adroit, mujoco_versions
 from common.adroit import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
@@ -97,7 +97,7 @@ def check_collectable(spec: EnvSpec) -> None:
 
 def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path, episodes: int, seed: int) -> pathlib.Path:
     """File of a data set that is collected here. Neither the official name, nor that of what another physics makes."""
-    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-seed{seed}{physics.suffix(spec)}.npz"
+    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-seed{seed}{mujoco_versions.suffix(spec)}.npz"
 
 
 def check_folder(dataset_dir: pathlib.Path, steps: int = 0) -> None:
@@ -224,11 +224,19 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
-def manipulation_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
+def manipulation_recipe(
+    spec: EnvSpec, episode_steps: int, *, at_end: Callable[[str, bool], None] = lambda subtask, success: None
+) -> Callable[[], Episode]:
     """Cube, scene and puzzle: the arm solves one random subtask after another (OGBench's generate_manipspace.py).
 
     'play' follows a plan with temporally correlated noise; 'noisy' a closed-loop controller with Gaussian noise whose
     scale is drawn for each episode, and random actions in between.
+
+    Args:
+        spec: environment and data set type.
+        episode_steps: length of an episode.
+        at_end: called when the oracle is through with a subtask ('cube', 'button', 'drawer', 'window'), with whether it
+            is done.
 
     Returns:
         A function that collects one episode with what NumPy's global generator is seeded to.
@@ -300,6 +308,7 @@ def manipulation_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episo
             next_observation, _, terminated, truncated, info = env.step(action)
             done = terminated or truncated
             if oracle.done:
+                at_end(env.unwrapped._target_task, bool(info["success"]))
                 oracle_observation, oracle_info = env.unwrapped.set_new_target(p_stack=p_stack)
                 oracle = oracles[oracle_info["privileged/target_task"]]
                 oracle.reset(oracle_observation, oracle_info)

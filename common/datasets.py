@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import tqdm
 
-from common import adroit, collect, minari_data, physics
+from common import adroit, collect, minari_data, mujoco_versions
 from common.arguments import DataSource
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env, make_own_env
@@ -132,7 +132,7 @@ def provenance(path: pathlib.Path) -> Provenance:
 
 def _source(path: pathlib.Path, digest: str) -> Provenance:
     """What is known of how a data file was made."""
-    of_2024 = {"versions": {"mujoco": physics.OFFICIAL_MUJOCO}}
+    of_2024 = {"versions": {"mujoco": mujoco_versions.OFFICIAL_MUJOCO}}
     with contextlib.suppress(OSError, ValueError):
         record = json.loads(path.with_suffix(".json").read_text())
         if isinstance(record, dict) and record.get("sha256") == digest and record.get("source") in SOURCES:

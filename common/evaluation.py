@@ -19,7 +19,7 @@ import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from jaxtyping import Array, Float, Int, Key
 
-from common import machine, minari_data, physics
+from common import machine, minari_data, mujoco_versions
 from common.arguments import RunArgs, check_alone, for_evaluation
 from common.env_ids import EnvSpec
 from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
@@ -386,7 +386,7 @@ def evaluate_run(
     runs = Runs([run])
     runs.find_data(args)
     args = for_evaluation(run.read_args(type(args)), args)
-    physics.note_difference(runs.spec, run.config["dataset"])
+    mujoco_versions.note_difference(runs.spec, run.config["dataset"])
     evaluator = Evaluator(
         runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )

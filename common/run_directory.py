@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common import algorithms, checkpoints, minari_data, physics
+from common import algorithms, checkpoints, minari_data, mujoco_versions
 from common.arguments import Args, flag, in_their_types
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
@@ -186,11 +186,12 @@ class RunDirectory:
 
     def check_physics(self) -> None:
         """Raises `UserError` if its evaluations so far are of another physics: they would become one score."""
-        spec, before = EnvSpec(**self.config["environment"]), self.config["versions"].get("mujoco", physics.installed())
-        if physics.changes(spec, before) != physics.changes(spec, physics.installed()):
+        spec, now = EnvSpec(**self.config["environment"]), mujoco_versions.installed()
+        before = self.config["versions"].get("mujoco", now)
+        if mujoco_versions.changes(spec, before) != mujoco_versions.changes(spec, now):
             raise UserError(
-                f"{self.path} is evaluated with MuJoCo {before}, and {physics.installed()} moves {spec.env_name} "
-                f"otherwise: pip install mujoco=={before} to go on, or begin a new run"
+                f"{self.path} is evaluated with MuJoCo {before}, and {now} moves {spec.env_name} otherwise: "
+                f"pip install mujoco=={before} to go on, or begin a new run"
             )
 
     def is_due(self, step: int) -> bool:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from common import checkpoints, datasets, machine, physics
+from common import checkpoints, datasets, machine, mujoco_versions
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
 from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
@@ -133,7 +133,7 @@ class Runs:
             settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
             run=", ".join(str(run.path) for run in runs._runs),
         )
-        physics.note_difference(spec, provenance)
+        mujoco_versions.note_difference(spec, provenance)
         if "default" in origins.values():
             print(f"note: nothing is published for {spec.family}; tune {flag(next(iter(origins)))}", flush=True)
         return dataclasses.replace(args, data_memory=data_memory), dataset, runs

@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import numpy as np
 
-from common import algorithms, physics, run_directory
+from common import algorithms, mujoco_versions, run_directory
 from common.arguments import RunArgs, in_their_types
 from common.datasets import describe_source
 from common.env_ids import EnvSpec
@@ -290,7 +290,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             settings=settings
             | {
                 "data": _identity(config["dataset"]),
-                "physics": physics.describe(spec, mujoco) if mujoco else "unknown",
+                "physics": mujoco_versions.describe(spec, mujoco) if mujoco else "unknown",
             },
             sha256=config["dataset"]["sha256"],
             script=config.get("code", {}).get("script"),
@@ -299,7 +299,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
             minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
             machine=config.get("device", "unknown") + (f", {together} seeds together" if together > 1 else ""),
-            unlike=physics.difference(spec, config["dataset"], mujoco) if mujoco else None,
+            unlike=mujoco_versions.difference(spec, config["dataset"], mujoco) if mujoco else None,
         )
         run_directory.HEADLINE_EVALUATIONS[spec.suite]
     except (KeyError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ import ogbench
 import pytest
 from conftest import REPOSITORY
 
-from common import datasets, physics
+from common import datasets, mujoco_versions
 from common.env_ids import resolve
 from common.errors import UserError
 
@@ -185,7 +185,7 @@ def test_download_from_the_official_server_then_from_disk(servers, pointmaze_fil
     (servers[0] / name).write_bytes(pointmaze_file.read_bytes())
     origin = locate(tmp_path / "d")
     assert origin["source"] == "official"
-    assert origin["versions"]["mujoco"] == physics.OFFICIAL_MUJOCO
+    assert origin["versions"]["mujoco"] == mujoco_versions.OFFICIAL_MUJOCO
     assert pathlib.Path(origin["path"]).name == name
     (servers[0] / name).unlink()
     assert locate(tmp_path / "d") == origin  # found, and still known to be official

@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 import drol
-from common import adroit, collect, physics
+from common import adroit, collect, mujoco_versions
 from common.env_ids import resolve
 from common.errors import UserError
 from common.runs import Runs
@@ -22,45 +22,44 @@ def install(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_collections_have_a_name_for_each_physics(monkeypatch):
     def names() -> list[str]:
         paths = [collect.collected_path(resolve(e), pathlib.Path(), 9, 0) for e in ("cube-double", "pointmaze-large")]
-        return [*(path.name for path in paths), adroit.dataset_id(resolve("door-expert"), 9, seed=0)]
+        return [*(path.name for path in paths), adroit.dataset_id(resolve("relocate-expert"), 9, seed=0)]
 
-    cube, point, door = (
-        "cube-double-play-v0-collected-9-seed0{}.npz",
-        "pointmaze-large-navigate-v0-collected-9-seed0.npz",
-        "collected/door/expert-9-seed0{}-v0",
-    )
-    for version, of_cube, of_door in (
+    for version, of_cube, of_hand in (
         ("3.1.6", "", ""),
-        ("3.3.7", "", ""),
+        ("3.2.7", "", ""),
+        ("3.3.7", "-mujoco3.3", ""),
         ("3.4.0", "-mujoco3.4", ""),
-        ("3.5.0", "-mujoco3.5", "-mujoco3.5"),
-        ("4.0.0", "-mujoco3.5", "-mujoco3.5"),
         ("3.10.0", "-mujoco3.5", "-mujoco3.5"),
+        ("4.0.0", "-mujoco3.5", "-mujoco3.5"),
     ):
         install(version, monkeypatch)
-        assert names() == [cube.format(of_cube), point, door.format(of_door)]
+        cube, point = (
+            f"cube-double-play-v0-collected-9-seed0{of_cube}.npz",
+            "pointmaze-large-navigate-v0-collected-9-seed0.npz",
+        )
+        assert names() == [cube, point, f"collected/relocate/expert-9-seed0{of_hand}-v0"]
 
 
 def test_what_differs_between_versions():
     def unlike(env_id: str, data: str | None, evaluation: str) -> str | None:
-        return physics.difference(resolve(env_id), {"versions": {"mujoco": data}} if data else {}, evaluation)
+        return mujoco_versions.difference(resolve(env_id), {"versions": {"mujoco": data}} if data else {}, evaluation)
 
-    assert unlike("cube-double", "3.3.7", "3.1.6") is None
-    assert unlike("cube-double", None, "3.3.7") is None
-    boxes = "MuJoCo 3.4.0 moves it otherwise than that of the papers (3.2 or before) and of the data (3.3.7)"
-    assert unlike("scene", "3.3.7", "3.4.0") == f"{boxes}: contacts of boxes with boxes (since 3.4)"
-    back = unlike("puzzle-3x3", "3.4.0", "3.3.7")
-    assert (
-        back
-        == "MuJoCo 3.3.7 moves it otherwise than that of the data (3.4.0): contacts of boxes with boxes (since 3.4)"
+    assert unlike("cube-double", "3.2.7", "3.1.6") is None
+    assert unlike("cube-double", None, "3.2.7") is None
+    assert unlike("antmaze-large", None, "3.4.0") is None
+    assert unlike("scene", "3.3.7", "3.4.0") == (
+        "MuJoCo 3.4.0 moves it otherwise than that of the papers (3.2 or before) and of the data (3.3.7): "
+        "contacts of convex meshes (since 3.3), contacts of boxes with boxes (since 3.4)"
     )
-    both = unlike("cube-single", physics.OFFICIAL_MUJOCO, "4.0.0")
-    assert both.startswith("MuJoCo 4.0.0 moves it otherwise than that of the data (3.2 or before): contacts of boxes")
-    assert "(since 3.4), " in both
-    assert both.endswith("(since 3.5)")
-    assert unlike("pointmaze-medium", "3.3.7", "4.0.0") is unlike("humanoidmaze-large", "3.3.7", "4.0.0") is None
+    assert unlike("puzzle-3x3", "3.3.7", "3.2.7") == (
+        "MuJoCo 3.2.7 moves it otherwise than that of the data (3.3.7): contacts of convex meshes (since 3.3)"
+    )
+    official = unlike("cube-single", mujoco_versions.OFFICIAL_MUJOCO, "4.0.0")
+    assert official.startswith("MuJoCo 4.0.0 moves it otherwise than that of the data (3.2 or before): contacts of ")
+    assert official.endswith("the arm where an actuator is at its limit (since 3.5)")
+    assert unlike("pointmaze-medium", "3.2.7", "4.0.0") is unlike("humanoidmaze-large", "3.2.7", "4.0.0") is None
     assert unlike("pen-human", None, "4.0.0") is None  # of Minari's own data it is not known
-    assert "since 3.5" in unlike("pen-expert", "3.3.7", "4.0.0")
+    assert "contacts with a margin (since 3.5)" in unlike("pen-expert", "3.2.7", "4.0.0")
 
 
 def test_a_run_of_another_physics_says_so_and_goes_on_in_its_own_alone(cube_file, tmp_path, monkeypatch, capsys):
@@ -70,12 +69,12 @@ def test_a_run_of_another_physics_says_so_and_goes_on_in_its_own_alone(cube_file
 
     data = tmp_path / "cube.npz"
     shutil.copyfile(cube_file, data)  # with nothing beside it that says who made it
-    install("3.3.7", monkeypatch)
+    install("3.2.7", monkeypatch)
     assert "MuJoCo" not in begin(env_id="cube-single", dataset_path=data, run_dir=tmp_path / "run")
     install("4.0.0", monkeypatch)
-    with pytest.raises(UserError, match=r"evaluated with MuJoCo 3\.3\.7, and 4\.0\.0 moves cube-single otherwise: pip"):
+    with pytest.raises(UserError, match=r"evaluated with MuJoCo 3\.2\.7, and 4\.0\.0 moves cube-single otherwise: pip"):
         begin(resume=(tmp_path / "run",))
     lines = begin(env_id="cube-single", dataset_path=data, run_dir=tmp_path / "other").splitlines()
     (note,) = [line for line in lines if line.startswith("note: MuJoCo")]
     assert note.startswith("note: MuJoCo 4.0.0 moves it otherwise than that of the papers (3.2 or before): contacts")
-    assert note.endswith('pip install "mujoco<3.4"')
+    assert note.endswith('pip install "mujoco<3.3"')

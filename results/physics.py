@@ -1,0 +1,405 @@
+"""By how much MuJoCo versions move the environments otherwise, and what becomes of oracles, experts and policies.
+
+    python results/physics.py --runs RUN_DIR...
+
+Each version is installed into a folder that only its own measurement sees. States are recorded under the first one,
+while oracles and experts act, so that there are contacts. Every version then takes one control step from each of them,
+with the same control, and has the same oracles, experts and policies act for whole episodes, from the same starts.
+Writes steps.csv, outcomes.csv, and table.md from them.
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import mujoco
+import numpy as np
+import tyro
+from tabulate import tabulate
+
+from common import adroit, algorithms, collect, minari_data, mujoco_versions, run_directory
+from common.env_ids import EnvSpec, resolve
+from common.envs import make_env
+from common.errors import exit_in_one_line
+from common.workers import Episode
+
+HERE = pathlib.Path(__file__).parent
+DM_CONTROL = {"3.3.7": "1.0.34", "3.4.0": "1.0.36", "4.0.0": "1.0.50"}  # that goes with each MuJoCo
+States = dict[str, np.ndarray]  # each [states, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Something that moves: coordinates of some joints, one sample a state, or several where there are several of it.
+
+    Attributes:
+        name: for people.
+        joints: of each sample, MuJoCo's names.
+        coordinates: of each joint, the first so many: 3 of a free body are its place.
+        moves: only states count in which it moves at least so far in the step (millimetres, milliradians)..
+        rests: .. and at most so far..
+        above: .. and is at least so high before it (metres).
+    """
+
+    name: str
+    joints: tuple[tuple[str, ...], ...]
+    coordinates: int = 1
+    moves: float = 0
+    rests: float = np.inf
+    above: float = -np.inf
+
+
+ARM = Part(
+    "arm, mrad",
+    (
+        tuple(
+            f"ur5e/{joint}_joint"
+            for joint in ("shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "wrist_3")
+        ),
+    ),
+    moves=10,
+)
+FINGERS = tuple(f"{finger}J{i}" for finger in ("FF", "MF", "RF", "LF", "TH") for i in range(4))
+PARTS = {
+    "cube-double": (
+        ARM,
+        Part("cube carried or pushed, mm", (("object_joint_0",), ("object_joint_1",)), 3, moves=2),
+        Part("cube at rest on the other, mm", (("object_joint_0",), ("object_joint_1",)), 3, rests=1, above=0.055),
+    ),
+    "scene": (
+        ARM,
+        Part("cube carried or pushed, mm", (("object_joint_0",),), 3, moves=2),
+        Part("drawer, mm", (("drawer_slide",),), moves=1),
+        Part("window, mm", (("window_slide",),), moves=1),
+        Part("button, mm", (("buttonbox_joint_0",), ("buttonbox_joint_1",)), moves=1),
+    ),
+    "puzzle-3x3": (ARM, Part("button, mm", tuple((f"buttonbox_joint_{i}",) for i in range(9)), moves=1)),
+    "antmaze-medium": (
+        Part("torso, mm", (("root",),), 2, moves=20),
+        Part("legs, mrad", (tuple(f"{name}_{i}" for i in range(1, 5) for name in ("hip", "ankle")),), moves=50),
+    ),
+    "pointmaze-medium": (Part("point, mm", (("ballx", "bally"),)),),
+    "humanoidmaze-medium": (Part("torso, mm", (("root",),), 3, moves=10),),
+    "door-expert": (Part("door, mrad", (("door_hinge",),), moves=5), Part("fingers, mrad", (FINGERS,), moves=20)),
+    "hammer-expert": (
+        Part("nail, mm", (("nail_dir",),), moves=0.2),
+        Part("hammer, mm", (("OBJTx", "OBJTy", "OBJTz"),), moves=2),
+    ),
+    "pen-expert": (Part("pen, mrad", (("OBJRx", "OBJRy", "OBJRz"),), moves=5),),
+    "relocate-expert": (Part("ball, mm", (("OBJTx", "OBJTy", "OBJTz"),), moves=2),),
+}
+# What environments change in their model: places of bodies, and the damping that locks drawer and window.
+ALTERED = ("body_pos", "dof_damping")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """One step and whole episodes under several MuJoCo versions: a table."""
+
+    folder: pathlib.Path = pathlib.Path("runs/physics")
+    """Folder for the versions, and for the states."""
+    out: pathlib.Path = HERE / "physics"
+    """Folder for the CSV files and the table."""
+    versions: tuple[str, ...] = tuple(DM_CONTROL)
+    """MuJoCo versions; the first records the states."""
+    runs: tuple[pathlib.Path, ...] = ()
+    """Runs whose policies are evaluated."""
+    episodes: int = 100
+    """Episodes of each oracle, expert and policy."""
+    record_episodes: int = 10
+    """Episodes that states are taken from, of each environment."""
+    measure: tyro.conf.Suppress[bool] = False
+    """What is run for each version: with the MuJoCo that is imported."""
+
+
+# ---- One step --------------------------------------------------------------------------------------------------------
+
+
+def collector(env_id: str, episode_steps: int, **hooks: Callable) -> Callable[[], Episode]:
+    """What acts for one episode: the oracle or expert that collects this data, random actions where there is none."""
+    spec = resolve(env_id)
+    if adroit.is_collectable(spec):
+        return adroit.recipe(adroit.hand_of(spec), min(episode_steps, 100 if env_id.startswith("pen") else 200))
+    if env_id.startswith(("antmaze", "pointmaze")):
+        return collect.maze_recipe(spec, episode_steps, **hooks)
+    if env_id.startswith("humanoid"):
+        return random_recipe(spec, episode_steps)
+    return collect.manipulation_recipe(spec, episode_steps, **hooks)
+
+
+def random_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
+    """Random actions."""
+    env = make_env(f"{spec.env_name}-v0", terminate_at_goal=False, max_episode_steps=episode_steps)
+
+    def collect_episode() -> Episode:
+        env.reset(seed=np.random.randint(2**31))
+        while not env.step(np.random.uniform(-1, 1, env.action_space.shape))[3]:
+            pass
+        return {}
+
+    return collect_episode
+
+
+@contextlib.contextmanager
+def watching(watch: Callable[[mujoco.MjModel, mujoco.MjData, int], None]) -> Iterator[None]:
+    """Whatever steps MuJoCo meanwhile is seen before: its model, its data, and the number of steps."""
+    step = mujoco.mj_step
+
+    def watched(model: mujoco.MjModel, data: mujoco.MjData, nstep: int = 1) -> None:
+        watch(model, data, nstep)
+        step(model, data, nstep)
+
+    mujoco.mj_step = watched
+    try:
+        yield
+    finally:
+        mujoco.mj_step = step
+
+
+def simulation(env_id: str) -> tuple[mujoco.MjModel, mujoco.MjData, int]:
+    """The model of an environment, data for it, and how many steps make a control step."""
+    seen = []
+    np.random.seed(0)
+    with watching(lambda *arguments: seen.append(arguments)):
+        collector(env_id, 1)()
+    model, data, nstep = seen[-1]
+    return model, data, nstep
+
+
+def record(env_id: str, episodes: int) -> States:
+    """States before each control step of some episodes, the control that was set, and what differs in the model."""
+    rows = collections.defaultdict(list)
+
+    def watch(model: mujoco.MjModel, data: mujoco.MjData, nstep: int) -> None:
+        for name in ("qpos", "qvel", "ctrl"):
+            rows[name].append(getattr(data, name).copy())
+        for name in ALTERED:
+            rows[name].append(getattr(model, name).flatten())
+
+    collect_episode = collector(env_id, 1001)
+    with watching(watch):
+        for episode in range(episodes):
+            np.random.seed(episode)
+            collect_episode()
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def step(env_id: str, states: States) -> np.ndarray:
+    """Positions after a control step from each state, [states, nq]; no state remembers the one before."""
+    model, data, nstep = simulation(env_id)
+    after = np.empty(states["qpos"].shape)
+    for i in range(len(after)):
+        mujoco.mj_resetData(model, data)
+        for name in ("qpos", "qvel", "ctrl"):
+            getattr(data, name)[:] = states[name][i]
+        for name in ALTERED:
+            getattr(model, name).flat[:] = states[name][i]
+        mujoco.mj_step(model, data, nstep)
+        after[i] = data.qpos
+    return after
+
+
+def samples(
+    model: mujoco.MjModel, part: Part, before: np.ndarray, after: np.ndarray
+) -> Iterator[tuple[np.ndarray, list[int], np.ndarray]]:
+    """Of each sample of a part: the states that count, its columns of the positions, how far it moves in them."""
+    for joints in part.joints:
+        first = [model.joint(name).qposadr[0] for name in joints]
+        columns = [start + i for start in first for i in range(part.coordinates)]
+        move = 1000 * np.linalg.norm(after[:, columns] - before[:, columns], axis=1)
+        counts = (part.moves <= move) & (move <= part.rests)
+        if np.isfinite(part.above):
+            counts &= before[:, columns[2]] >= part.above
+        yield np.flatnonzero(counts), columns, move[counts]
+
+
+def compare(env_id: str, before: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, Any]]:
+    """Of each part, how far it moves from `before` to `ours`, and how far from there `theirs` is; all [states, nq]."""
+    model, _, _ = simulation(env_id)
+    rows = []
+    for part in PARTS[env_id]:
+        seen = list(samples(model, part, before, ours))
+        move = np.concatenate([move for _, _, move in seen])
+        apart = [np.linalg.norm((theirs - ours)[np.ix_(states, columns)], axis=1) for states, columns, _ in seen]
+        if not move.size:
+            continue
+        difference = 1000 * np.concatenate(apart)
+        rows.append({
+            "environment": env_id,
+            "what": part.name,
+            "number": difference.size,
+            "moves": np.median(move),
+            "median": np.median(difference),
+            "95 %": np.quantile(difference, 0.95),
+            "largest": difference.max(),
+        })  # fmt: skip
+    return rows
+
+
+def sample(env_id: str, states: States, number: int) -> States:
+    """A few of the states, as many of each part as of the others, in float32; and where they go from there."""
+    model, _, _ = simulation(env_id)
+    rng, chosen = np.random.default_rng(0), []
+    for part in PARTS[env_id]:
+        counting = np.concatenate([counts for counts, _, _ in samples(model, part, states["qpos"], states["after"])])
+        share = min(number // len(PARTS[env_id]), counting.size)
+        chosen.append(rng.choice(counting, share, replace=False))
+    few = {name: values[np.concatenate(chosen)].astype(np.float32) for name, values in states.items()}
+    return few | {"after": step(env_id, few).astype(np.float32)}
+
+
+# ---- Whole episodes --------------------------------------------------------------------------------------------------
+
+
+def subtasks(env_id: str, episodes: int) -> dict[str, list[float]]:
+    """Of each kind of subtask that the arm's oracle was through with: whether it was done, in percent."""
+    done = collections.defaultdict(list)
+
+    def at_end(subtask: str, success: bool) -> None:
+        done[f"oracle: {subtask} done, %"].append(100.0 * success)
+
+    collect_episode = collector(env_id, 401, at_end=at_end)
+    for episode in range(episodes):
+        np.random.seed(episode)
+        collect_episode()
+    return dict(sorted(done.items()))
+
+
+def goals(env_id: str, episodes: int) -> dict[str, list[float]]:
+    """Goals that the maze's expert reaches in each episode of 1001 steps."""
+    counts: list[float] = []
+
+    def at_goal() -> None:
+        counts[-1] += 1
+
+    collect_episode = collector(env_id, 1001, at_goal=at_goal)
+    for episode in range(episodes):
+        np.random.seed(episode)
+        counts.append(0)
+        collect_episode()
+    return {"expert: goals an episode": counts}
+
+
+def scores(env_id: str, episodes: int) -> dict[str, list[float]]:
+    """Normalised score of each of an Adroit expert's episodes."""
+    low, high = minari_data.REFERENCE_SCORES[adroit.hand_of(resolve(env_id))]
+    collect_episode, each = collector(env_id, 1001), []
+    for episode in range(episodes):
+        np.random.seed(episode)
+        each.append(100 * (collect_episode()["rewards"].sum() - low) / (high - low))
+    return {"expert: score": each}
+
+
+def outcomes(args: Args) -> Iterator[dict[str, Any]]:
+    """A row for each environment and whoever acts in it: mean, and its standard error."""
+    for env_id in ("cube-double", "scene", "puzzle-3x3", "antmaze-medium"):
+        for what, values in (goals if "maze" in env_id else subtasks)(env_id, args.episodes).items():
+            yield row_of(env_id, what, values)
+    for env_id in (env_id for env_id in PARTS if env_id.endswith("expert")):
+        yield row_of(env_id, "expert: score", scores(env_id, args.episodes // 2))
+    for run in args.runs:
+        config = run_directory.read_config(run)
+        algorithm = algorithms.load(config["algorithm"])
+        (outcome,) = algorithm.main(algorithm.Args(evaluate=run, eval_episodes=args.episodes))
+        share = outcome.score / 100
+        yield {
+            "environment": EnvSpec(**config["environment"]).short_name,
+            "what": f"{algorithm.ALGORITHM}, data of {config['dataset']['versions']['mujoco']}: success, %",
+            "number": args.episodes,
+            "mean": outcome.score,
+            "error": 100 * (share * (1 - share) / args.episodes) ** 0.5,
+        }
+
+
+def row_of(env_id: str, what: str, values: list[float]) -> dict[str, Any]:
+    """Of a list of values."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    return {"environment": env_id, "what": what, "number": len(values), "mean": np.mean(values), "error": error}
+
+
+# ---- Several versions ------------------------------------------------------------------------------------------------
+
+
+def measure(args: Args) -> None:
+    """With the MuJoCo that is imported: steps.csv and outcomes.csv in a folder of its version."""
+    version, steps = mujoco_versions.installed(), []
+    for env_id in PARTS:
+        path = args.folder / f"{env_id}.npz"
+        if not path.exists():  # this is the first version
+            states = record(env_id, args.record_episodes)
+            np.savez_compressed(path, **states, after=step(env_id, states))
+        with np.load(path) as file:
+            states = dict(file)
+        steps += compare(env_id, states["qpos"], states["after"], step(env_id, states))
+    for name, rows in (("steps", steps), ("outcomes", list(outcomes(args)))):
+        write(args.folder / version / f"{name}.csv", [{"version": version} | row for row in rows])
+
+
+def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV file, numbers with four digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def read(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def render(folder: pathlib.Path) -> None:
+    """table.md from the CSV files."""
+    text = [
+        tabulate_versions(read(folder / f"{name}.csv"), index, cell)
+        for name, index, cell in (
+            ("steps", ("environment", "what", "number", "moves"), "{median} / {95 %} / {largest}"),
+            ("outcomes", ("environment", "what"), "{mean} ± {error} ({number})"),
+        )
+    ]
+    (folder / "table.md").write_text("\n\n".join(text) + "\n")
+
+
+def tabulate_versions(rows: list[dict[str, str]], index: tuple[str, ...], cell: str) -> str:
+    """Markdown with a column for each version."""
+    versions = list(dict.fromkeys(row["version"] for row in rows))
+    cells = {(*(row[name] for name in index), row["version"]): cell.format(**row) for row in rows}
+    lines = dict.fromkeys(tuple(row[name] for name in index) for row in rows)
+    body = [[*line, *(cells.get((*line, version), "-") for version in versions)] for line in lines]
+    return tabulate(body, [*index, *versions], tablefmt="github", disable_numparse=True)
+
+
+def main(args: Args) -> None:
+    """Measure with each version, in a process that sees it before any other; one that has been measured stands."""
+    if args.measure:
+        return measure(args)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for version in args.versions:
+        overlay, measured = args.folder / f"mujoco-{version}", args.folder / version / "outcomes.csv"
+        if not overlay.exists():
+            packages = (f"mujoco=={version}", f"dm_control=={DM_CONTROL[version]}")
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", overlay, *packages]
+            subprocess.run(pip, check=True)
+        if not measured.exists():
+            environment = os.environ | {"PYTHONPATH": str(overlay.resolve())}
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--measure"], env=environment, check=True)
+    for name in ("steps", "outcomes"):
+        write(args.out / f"{name}.csv", [row for v in args.versions for row in read(args.folder / v / f"{name}.csv")])
+    render(args.out)
+    print((args.out / "table.md").read_text(), end="")
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(tyro.cli(Args)))
