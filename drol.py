@@ -36,6 +36,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 from pydantic import Field
 
+from common import machine
 from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
 from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
@@ -445,7 +446,7 @@ def main(args: Args) -> list[Outcome] | None:
     replays = seeds.initialise(lambda key: empty_replay(args, dataset))
     states, replays = runs.restore(seeds, states, replays)  # where they stand, if they are resumed
 
-    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0, compiler_options=machine.side_by_side())
     def train(states: Any, data: Any, keys: Any, num_updates: int) -> Any:
         chunk = functools.partial(train_chunk, args, num_updates=num_updates)
         shared = isinstance(data, Dataset)  # by all seeds; batches are each seed's own

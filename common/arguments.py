@@ -14,6 +14,7 @@ import pydantic
 import tyro
 from pydantic import Field
 
+from common import machine
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError
 
@@ -144,7 +145,10 @@ def from_command_line(args_class: type[Args]) -> Args:
             words += [match[1], *match[2].replace(",", " ").split()]
         else:
             words.append(word)
-    return tyro.cli(args_class, args=words)
+    args = tyro.cli(args_class, args=words)
+    if args.evaluate is not None:
+        machine.use_cpu_alone()  # where policies are evaluated; nothing else is to be done
+    return args
 
 
 def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[Args, dict[str, str]]:

@@ -380,7 +380,7 @@ def evaluate_run(
         UserError: this is no run of this algorithm, or without a checkpoint; a setting that --evaluate does not take.
     """
     check_alone(args)
-    machine.use_cpu_alone()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # in a program that has not used JAX yet
     machine.check()
     run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
     runs = Runs([run])

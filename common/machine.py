@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from typing import Literal
 
 import jax
@@ -35,11 +36,13 @@ def use_cpu_alone() -> None:
 
 def check() -> None:
     """Raises `UserError` where JAX cannot train as it is set up here; what would only change numbers is put right."""
-    platforms = os.environ.get("JAX_PLATFORMS")
-    if jax.config.jax_platforms and "cpu" not in jax.config.jax_platforms.split(","):
-        jax.config.update("jax_platforms", f"{jax.config.jax_platforms},cpu")  # where policies are evaluated
+    platforms = jax.config.jax_platforms  # as JAX_PLATFORMS has it
+    is_accelerator_alone = bool(platforms) and "cpu" not in platforms.split(",")
+    if is_accelerator_alone:
+        jax.config.update("jax_platforms", f"{platforms},cpu")  # where policies are evaluated
     try:
-        jax.devices()
+        if jax.devices()[0].platform == "cpu" and is_accelerator_alone:
+            raise RuntimeError
     except (RuntimeError, AssertionError) as error:  # the latter without a word
         setting = f"JAX_PLATFORMS={platforms}; unset it" if platforms else str(error)
         raise UserError(f"JAX finds no device to compute on with {setting}") from error
@@ -76,28 +79,41 @@ def _fits_on_device(num_bytes: int) -> bool:
     return not free or num_bytes <= HEADROOM * min(free)
 
 
-def known_options(options: dict[str, int | bool]) -> dict[str, int | bool]:
+CompilerOptions = dict[str, int | bool | str]
+
+
+def known_options(options: CompilerOptions) -> CompilerOptions:
     """Those of XLA's compiler options that this XLA has: they come and go, and none of them changes a result."""
     return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
 @functools.cache
-def _is_known(name: str, value: int | bool) -> bool:
+def _is_known(name: str, value: int | bool | str) -> bool:
     try:
         jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(0).compile()
     except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
+        if not re.search("No such compile option|not a valid enum value", str(error)):
             raise
         return False
     return True
 
 
-def single_threaded() -> dict[str, int | bool]:
+def side_by_side() -> CompilerOptions:
+    """Compiler options for the loop over updates: on a GPU, kernels of an update that do not need each other overlap.
+
+    On an H200 an update of DROL(16) takes 0.397 ms instead of 0.469, to the same bits, and one of FQL 0.530 instead of
+    0.706 (results/gpu).
+    """
+    is_gpu = jax.default_backend() == "gpu"
+    return known_options({"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}) if is_gpu else {}
+
+
+def single_threaded() -> CompilerOptions:
     """Compiler options for small programs that run beside a large one on the same cores."""
     return known_options({"xla_cpu_multi_thread_eigen": False}) if policy_device().platform == "cpu" else {}
 
 
-def quick_to_compile() -> dict[str, int | bool]:
+def quick_to_compile() -> CompilerOptions:
     """Compiler options for a program that runs once. On a CPU initialisation takes five seconds to compile without."""
     if jax.default_backend() != "cpu":
         return {}

@@ -58,7 +58,7 @@ class Seeds:
         return jax.tree.map(lambda leaf: jax.device_put(leaf[self._seed_of_place], self.by_seed), tree)
 
     def gather(self, tree: Any) -> Any:
-        """NumPy arrays with a leading axis of seeds, copied from their places: all at once, each waits for the device."""
+        """NumPy arrays with a leading axis of seeds, copied from their places, all at once."""
         return jax.tree.map(lambda leaf: np.array(leaf)[: len(self)], jax.device_get(tree))
 
     def initialise(self, init: Callable[[Key[Array, ""]], Any]) -> Any:

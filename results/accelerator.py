@@ -1,11 +1,12 @@
-"""What this accelerator makes of it: milliseconds an update within minutes, and then the paper's run, for as long as it may.
+"""What an accelerator makes of it: milliseconds an update within minutes, then the paper's run for as long as it may.
 
     python results/accelerator.py --out FOLDER [--seconds 240] [--train-seconds 400]
 
 Measures at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5 actions), in stages: one
-seed against the reference formulation (speed.py) on the same card; eight seeds together; XLA's choices; a profile. The
-programs of a stage are compiled side by side and timed one after the other. Each fact is a line of FOLDER/facts.jsonl, on
-disk the moment it is known, so that a machine that is had for a quarter of an hour can be taken away at any time.
+seed against the reference formulation (speed.py) on the same card; eight seeds together; a profile; XLA's choices. The
+programs of a stage are compiled side by side and timed one after the other. Each fact is a line of FOLDER/facts.jsonl,
+on disk the moment it is known, so that a machine that is had for a quarter of an hour can be taken away at any time;
+FOLDER/facts.md is a table of them.
 """
 
 import concurrent.futures
@@ -33,8 +34,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the training is another process on the same card
 
 import jax
-import numpy as np
 import tyro
+from tabulate import tabulate
 
 import drol
 import fql
@@ -49,7 +50,7 @@ UPDATES = {"loop": 1000, "reference": 200}  # of a call: as in training; as many
 SAVING_S = 25  # what a training needs to stop, save and export
 COPY_S = 15  # between copies of a training's logs
 KERNELS = 15  # that the profile lists
-LOOP_AS_GRAPH = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"  # XLA's and WHILE
+PROFILE = "profile"  # a stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,8 @@ def settings(args: Args, algorithm: types.ModuleType) -> Any:
     return complete(given, resolve("cube-double"), algorithm.published_settings)[0]
 
 
-def loop(args: Args, algorithm: types.ModuleType, seeds: int = 1, updates: int | None = None, **options: Any) -> Program:
-    """The loop over updates that `main` compiles; `options` are XLA's, for this program alone."""
+def loop(args: Args, algorithm: types.ModuleType, seeds: int = 1, updates: int = 0, **options: Any) -> Program:
+    """The loop that `main` compiles, over `args.updates` or others; `options` are XLA's, for this program alone."""
     updates = updates or args.updates
     compiled, *inputs = speed.compile_updates(algorithm, settings(args, algorithm), seeds, updates, options)
     return Program(speed.repeat_updates(compiled, *inputs), updates, compiled)
@@ -122,7 +123,7 @@ def exact(args: Args, algorithm: types.ModuleType) -> Program:
 
 
 def reference(args: Args, algorithm: types.ModuleType) -> Program:
-    """The reference implementations' formulation: a batch from the host and a dispatch an update, all K with gradient."""
+    """As the reference implementations are written: a batch from the host and a dispatch an update (speed.py)."""
     of_algorithm, updates = settings(args, algorithm), min(UPDATES["reference"], args.updates)
     init = functools.partial(algorithm.init_state, of_algorithm, speed.OBSERVATION_DIM, speed.ACTION_DIM)
     state = speed.ReferenceState.of(of_algorithm, jax.jit(init)(jax.random.key(1)))
@@ -145,25 +146,21 @@ def stages(args: Args) -> Iterator[tuple[str, dict[str, Make]]]:
         },
     )
     yield "eight seeds", {"DROL(16)": of(drol, 8), "FQL": of(fql, 8)}
-    concurrent_graphs = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+    yield PROFILE, {"DROL(16)": of(drol, 1, args.updates // 20), "FQL": of(fql, 1, args.updates // 20)}
     if jax.default_backend() == "gpu":
+        in_turn = {"xla_gpu_command_buffer_scheduling_mode": "LHS"}
         yield (
             "choices of XLA's",
             {
-                "DROL(16), graphs concurrent": of(drol, **concurrent_graphs),
-                "FQL, graphs concurrent": of(fql, **concurrent_graphs),
+                "DROL(16), kernels in turn": of(drol, **in_turn),
+                "FQL, kernels in turn": of(fql, **in_turn),
                 "DROL(16), no graphs": of(drol, xla_gpu_graph_min_graph_size=10**6),
                 "DROL(16), products by cuBLAS": of(drol, xla_gpu_enable_triton_gemm=False),
-                "DROL(16), the loop a graph": of(drol, xla_gpu_enable_command_buffer=LOOP_AS_GRAPH),
             },
         )
         yield (
-            "more of them",
-            {
-                "DROL(16), 8 seeds, graphs concurrent": of(drol, 8, **concurrent_graphs),
-                "DROL(16), products in float32": functools.partial(exact, args, drol),
-                "FQL, products in float32": functools.partial(exact, args, fql),
-            },
+            "products in float32",
+            {"DROL(16)": functools.partial(exact, args, drol), "FQL": functools.partial(exact, args, fql)},
         )
 
 
@@ -228,32 +225,28 @@ def measure(args: Args, facts: Facts, stage: str, programs: dict[str, Make]) -> 
     return ready
 
 
-def profile(args: Args, facts: Facts) -> None:
+def profile(args: Args, facts: Facts, programs: dict[str, Program]) -> None:
     """The dearest kernels of an update. A profiler runs them one by one, so their durations count, and no gap does."""
-    few = max(args.updates // 20, 1)
-    programs = {"DROL(16)": drol, "FQL": fql}
-    make = {name: functools.partial(loop, args, algorithm, 1, few) for name, algorithm in programs.items()}
-    ready = compile_side_by_side(facts, args.out, "profile", make)
-    for name, program in ready.items():
-        folder = args.out / "profile" / file_name("profile", name)
-        jax.block_until_ready(program.call())
-        with alone(args.pause), jax.profiler.trace(folder, create_perfetto_trace=True):
-            jax.block_until_ready(program.call())
+    for name, program in programs.items():
+        folder = args.out / "profile" / file_name(PROFILE, name)
+        try:
+            with alone(args.pause), jax.profiler.trace(folder, create_perfetto_trace=True):
+                jax.block_until_ready(program.call())
+        except Exception as error:  # a machine may forbid it
+            facts(stage=PROFILE, program=name, error=f"{type(error).__name__}: {error}"[:500])
+            continue
         durations = kernel_durations(folder)
-        total = sum(us for us, _ in durations.values()) / few
-        count = sum(n for _, n in durations.values()) / few
-        facts(stage="profile", program=name, kernel_us=round(total, 1), kernels=round(count, 1))
+        total, count = (sum(column) / program.updates for column in zip((0.0, 0), *durations.values(), strict=True))
+        facts(stage=PROFILE, program=name, kernel_us=round(total, 1), kernels=round(count, 1))
         for kernel, (us, n) in sorted(durations.items(), key=lambda item: -item[1][0])[:KERNELS]:
-            facts(stage="profile", program=name, kernel=kernel, us=round(us / few, 2), times=round(n / few, 2))
+            each = {"us": round(us / program.updates, 2), "times": round(n / program.updates, 2)}
+            facts(stage=PROFILE, program=name, kernel=kernel, **each)
 
 
 def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
     """Microseconds and launches of each kernel in a trace: of events on a stream of a device."""
-    events = [
-        event
-        for path in folder.rglob("perfetto_trace.json.gz")
-        for event in json.loads(gzip.open(path, "rt").read())["traceEvents"]
-    ]
+    files = folder.rglob("perfetto_trace.json.gz")
+    events = [event for file in files for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
     devices = {e["pid"] for e in events if e.get("name") == "process_name" and "/device:" in e["args"]["name"]}
     streams = {
         (e["pid"], e["tid"])
@@ -271,9 +264,9 @@ def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
 def train(args: Args, facts: Facts) -> None:
     """DROL on cube-double as in the paper, ended politely when the time is up; its logs are copied as they grow."""
     start, run, kept = time.monotonic(), args.out / "run", ("config.json", "train.csv", "eval.csv", "time.csv")
-    sizes = ["--hidden-sizes", *[str(args.width)] * args.depth]
-    command = [sys.executable, "drol.py", "--env-id", "cube-double", "--run-dir", str(run), *sizes, *shlex.split(args.train)]
-    process = subprocess.Popen(command, cwd=REPOSITORY)
+    sizes = " ".join([str(args.width)] * args.depth)
+    settings = shlex.split(f"--env-id cube-double --hidden-sizes {sizes} {args.train}")
+    process = subprocess.Popen([sys.executable, "drol.py", "--run-dir", str(run), *settings], cwd=REPOSITORY)
     while process.poll() is None:
         time.sleep(min(COPY_S, max(0.0, start + args.train_seconds - SAVING_S - time.monotonic())))
         if time.monotonic() - start >= args.train_seconds - SAVING_S and process.poll() is None:
@@ -287,33 +280,44 @@ def train(args: Args, facts: Facts) -> None:
     facts(stage="train", exported=subprocess.run(export, cwd=REPOSITORY).returncode == 0)
 
 
+def render(folder: pathlib.Path) -> None:
+    """FOLDER/facts.md from FOLDER/facts.jsonl: what was timed, under the card's name."""
+    facts = [json.loads(line) for line in (folder / "facts.jsonl").read_text().splitlines()]
+    machine = next(fact for fact in facts if "device" in fact)
+    compiled = {(fact["stage"], fact["program"]): fact["compile_s"] for fact in facts if "compile_s" in fact}
+    timed = [
+        (fact["stage"], fact["program"], fact["ms"], compiled[fact["stage"], fact["program"]], fact.get("temporary_mb"))
+        for fact in facts
+        if "ms" in fact
+    ]
+    headers = ("stage", "program", "ms an update (of all seeds)", "compiled in s", "temporary MB")
+    table = tabulate(timed, headers, tablefmt="pipe", floatfmt=("", "", ".3f", ".0f", ".0f"))
+    sizes = f"batch 256, hidden sizes {' '.join(map(str, machine['hidden_sizes']))}; medians of {ROUNDS}"
+    title = f"{machine['device']}, jax {machine['jax']}; {sizes}.{machine.get('note', '')}"
+    (folder / "facts.md").write_text(f"{title}\n\n{table}\n")
+
+
 def main(args: Args) -> None:
     """Measure in stages while there is time, pack, then train."""
     deadline = time.monotonic() + args.seconds
     args = dataclasses.replace(args, out=args.out.resolve())
     (args.out / "hlo").mkdir(parents=True, exist_ok=True)
     facts = Facts(args.out)
-    device = jax.devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    versions = {"jax": jax.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
-    facts(device=device.device_kind, platform=device.platform, bytes_limit=limit, sizes=[args.width] * args.depth, **versions)
+    device, sizes = jax.devices()[0], [args.width] * args.depth
+    facts(device=device.device_kind, platform=device.platform, jax=jax.__version__, hidden_sizes=sizes)
     for stage, programs in stages(args):
         if time.monotonic() > deadline:
             facts(stage=stage, skipped="no time left")
-        else:
-            measure(args, facts, stage, programs)
-    if time.monotonic() > deadline:
-        facts(stage="profile", skipped="no time left")
-    else:
-        try:
-            profile(args, facts)
-        except Exception as error:  # a machine may forbid profiling
-            facts(stage="profile", error=f"{type(error).__name__}: {error}"[:500])
+            continue
+        ready = measure(args, facts, stage, programs)
+        if stage == PROFILE:
+            profile(args, facts, ready)
     for folder in ("hlo", "profile"):
         if (args.out / folder).is_dir():
             with tarfile.open(args.out / f"{folder}.tgz", "w:gz") as archive:
                 archive.add(args.out / folder, folder)
             shutil.rmtree(args.out / folder)
+    render(args.out)
     facts(measured=True)
     if args.train_seconds:
         train(args, facts)

@@ -175,7 +175,8 @@ def num_bytes(shape: str) -> int:
 def bytes_moved(program: Program, kernel: Instruction, around: Computation) -> int:
     """What it reads of its operands, once each, and its results."""
     if not kernel.calls():
-        return num_bytes(" ".join(result_shapes(kernel))) + sum(num_bytes(around[name].shape) for name in kernel.operands)
+        arrays = [*result_shapes(kernel), *(around[name].shape for name in kernel.operands)]
+        return sum(map(num_bytes, arrays))
     inside = program[kernel.calls()[0]]
     needed = bytes_needed(inside)
     total = num_bytes(kernel.shape)

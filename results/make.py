@@ -8,6 +8,7 @@ import pathlib
 
 import tyro
 
+import accelerator
 import antmaze
 import candidates
 import mechanism
@@ -52,6 +53,7 @@ def main(args: Args) -> None:
     toy.render(args.folder / "toy")
     mechanism.render(args.folder / "mechanism")
     speed.render(args.folder / "speed" / "speed")
+    accelerator.render(args.folder / "gpu")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 import platform
 import subprocess
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the trainings that it times share the card
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ from common.arguments import complete
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluator, policies_of
-from common.machine import describe_device
+from common.machine import describe_device, side_by_side
 from common.replay import Batch, Dataset, take_batch
 from common.seeds import keys_of_runs
 from common.session import SHORT_CHUNK
@@ -178,7 +180,12 @@ def reference_update(
 
 
 def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callable[[], Any]]:
-    """The products of one update in its shapes, with nothing between them: by XLA and, on a CPU, by NumPy."""
+    """The products of one update in its shapes, with nothing between them: by XLA and by NumPy.
+
+    On a CPU: elsewhere a call of them is its dispatch more than its products, and no floor.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
     in_size = OBSERVATION_DIM + ACTION_DIM
     rng = np.random.default_rng(0)
 
@@ -221,8 +228,7 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callabl
     nets = network(ACTION_DIM), network(ACTION_DIM, in_size + 1), [network(1), network(1)], [network(1), network(1)]
     inputs = (*nets, normal(args.batch_size, in_size), extra)
     compiled, on_device = jax.jit(products), jax.device_put(inputs)
-    by_xla = {"XLA": lambda: compiled(*on_device)}
-    return by_xla | ({"NumPy": lambda: products(*inputs)} if jax.default_backend() == "cpu" else {})
+    return {"XLA": lambda: compiled(*on_device), "NumPy": lambda: products(*inputs)}
 
 
 def random_dataset(rows: int = 100_000) -> Dataset:
@@ -254,6 +260,7 @@ def compile_updates(
     init = jax.jit(jax.vmap(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)))
     states = init(keys)
     chunk = jax.vmap(functools.partial(algorithm.train_chunk, args, num_updates=length), in_axes=(0, None, 0))
+    options = side_by_side() | (options or {})
     compiled = jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile(options)
     return compiled, states, dataset, keys
 

@@ -39,7 +39,20 @@ from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
 from common.run_directory import headline_steps, read_table, score_metric
-from jobs import REPOSITORY, Job, Place, SlurmTask, Workers, config_of, is_begun, last_row, sharing_a_gpu, sharing_cores, together, usable_cores
+from jobs import (
+    REPOSITORY,
+    Job,
+    Place,
+    SlurmTask,
+    Workers,
+    config_of,
+    is_begun,
+    last_row,
+    sharing_a_gpu,
+    sharing_cores,
+    together,
+    usable_cores,
+)
 from published import group_of
 
 STAR = "drol-star"  # drol.py with the K that the paper tuned

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is there: each test process would take three quarters of a GPU
+
 # Before the hook: what a module under it imports for the first time is compiled from source, all of JAX included.
 import equinox  # noqa: F401
 import gymnasium  # noqa: F401

@@ -97,6 +97,23 @@ def test_an_update_is_counted_as_by_hand():
     assert program["inner_body"]["square"].operation() == "jit(train)/mul"
 
 
+def test_a_product_of_cublas_is_one_and_what_it_works_in_is_no_traffic():
+    call = (
+        "  %gemm.1 = (f32[4,2]{1,0}, s8[4194304]{0}) custom-call(%x, %weights, %bias), "
+        'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+        '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]},"epilogue":"BIAS_GELU"}}\n'
+        "  %bias = f32[2]{0} constant({1, 2})\n"
+    )
+    fused = "  %product = f32[4,2]{1,0} fusion(%powers, %weights), kind=kCustom, calls=%fused_product\n"
+    assert fused in PROGRAM
+    program, entry = kernels.parse(PROGRAM.replace(fused, fused + call))
+    before, after = kernels.count(*kernels.parse(PROGRAM)), kernels.count(program, entry)
+    assert after["kernels"] == before["kernels"] + 1
+    assert after["products"] == before["products"] + 1
+    assert after["operations"] == before["operations"] + 2 * 4 * 8 * 2
+    assert after["bytes"] == before["bytes"] + 4 * (4 * 8 + 8 * 2 + 2 + 4 * 2)
+
+
 def test_the_loop_over_updates_is_found_in_what_xla_writes():
     def update(x, _):
         return jnp.tanh(x @ x), x.sum()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,44 @@ def test_variables_that_do_not_fit_the_machine(variables, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_accelerator_alone_gets_the_cpu_beside_it(monkeypatch):
+    """Policies are evaluated there; `JAX_PLATFORMS=cuda` is what containers have. JAX asks only before it has begun."""
+    asked = []
+    accelerator = types.SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(jax, "devices", lambda: asked.append(jax.config.jax_platforms) or [accelerator])
+    for platforms, expected in (("cuda", "cuda,cpu"), ("cuda,cpu", "cuda,cpu"), ("cpu", "cpu"), (None, None)):
+        jax.config.update("jax_platforms", platforms)
+        machine.check()
+        assert asked.pop() == expected
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}),
+        ("No such compile option: 'xla_gpu_command_buffer_scheduling_mode'", {}),
+        ("While setting option xla_gpu_command_buffer_scheduling_mode, 'CONCURRENT' is not a valid enum value.", {}),
+    ],
+)
+def test_kernels_run_side_by_side_where_xla_can(error, expected, monkeypatch):
+    assert machine.side_by_side() == {}  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    class Lowered:
+        def lower(self, _):
+            return self
+
+        def compile(self):
+            if error:
+                raise jax.errors.JaxRuntimeError(error)
+
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: Lowered())
+    machine._is_known.cache_clear()
+    assert machine.side_by_side() == expected
+    machine._is_known.cache_clear()
+
+
 def test_jit_has_to_be_on():
     jax.config.update("jax_disable_jit", True)
     try:
@@ -53,6 +92,7 @@ def test_jit_has_to_be_on():
     ("name", "value"),
     [
         ("jax_enable_x64", True),
+        ("jax_default_matmul_precision", "bfloat16"),
         ("jax_default_prng_impl", "rbg"),
         ("jax_threefry_partitionable", False),
         ("jax_numpy_dtype_promotion", "strict"),

@@ -291,6 +291,22 @@ def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
     assert set(re.findall(r"^(?:import|from) (\S+)", source, re.MULTILINE)) == {"collections.abc", "numpy"}
 
 
+def test_what_only_acts_takes_no_accelerator(reach, tmp_path):
+    """Here one that is asked for and missing would be an error. In a program of one's own it is asked for little."""
+    path, only_cuda = run_of(reach, "reach-Reach-v0"), {"PYTHONPATH": str(reach), "JAX_PLATFORMS": "cuda"}
+    exported = run_script(path, "--out", tmp_path / "actor.npz", module="common.policy", variables=only_cuda)
+    assert exported.returncode == 0, exported.stderr
+    evaluated = run_script("--evaluate", path, "--eval-episodes", 1, "--eval-workers", 1, variables=only_cuda)
+    assert evaluated.returncode == 0, evaluated.stderr
+    loading = f"import os; from common.policy import load_policy; p = load_policy({str(path)!r}); import numpy, jax; "
+    asking = "print(p.params.actor.layers[0].weight.__class__.__name__, os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'])"
+    command = [sys.executable, "-c", loading + asking]
+    program = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(reach)}
+    )
+    assert program.stdout.split() == ["ndarray", "false"], program.stderr
+
+
 def test_a_policy_of_a_script_that_is_not_here_is_one_line(reach, tmp_path):
     path = saved_run(tmp_path / "run", drol, "cube-single", tmp_path, (28, 5))
     config = (path / "config.json").read_text()

@@ -76,6 +76,11 @@ def test_the_floor_has_the_products_of_an_update(algorithm, settings, monkeypatc
     assert flops(floor.jaxpr) == flops(update.jaxpr)
 
 
+def test_there_is_no_floor_where_a_call_is_its_dispatch(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert speed.matrix_products(drol, make_args(drol)) == {}
+
+
 def test_no_update_that_was_measured_is_faster_than_its_floor():
     _, measurements = speed.read(REPOSITORY / "results" / "speed" / "speed")
     floors = speed.floors_of(measurements)

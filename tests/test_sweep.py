@@ -41,6 +41,19 @@ def grid(*words: str, **settings) -> list[sweep.Method]:
 # The grid
 
 
+def test_jobs_side_by_side_share_the_cores(monkeypatch):
+    """Each would start an evaluation process on every core."""
+    monkeypatch.setattr(jobs, "usable_cores", lambda: [0, 1, 4, 5, 7])
+    place = jobs.Place("gpu 0")
+    assert [p.cores for p in jobs.sharing_cores([place] * 2)] == [(0, 4, 7), (1, 5)]
+    assert [p.cores for p in jobs.sharing_cores([place] * 7)][4:] == [(7,), (0,), (1,)]
+    monkeypatch.setattr(sweep, "gpus", lambda: ["0", "3"])
+    args = sweep.Args(folder=pathlib.Path("x"), jobs_per_gpu=2)
+    places = sweep.places_here(args)
+    assert sorted(core for p in places for core in p.cores) == [0, 1, 4, 5, 7]
+    assert [dict(p.variables)["CUDA_VISIBLE_DEVICES"] for p in places] == ["0", "3", "0", "3"]
+
+
 def test_the_grid_of_the_paper_has_its_published_settings():
     with (REPOSITORY / "results" / "paper" / "hyperparameters.csv").open() as file:
         published = {row["family"]: row for row in csv.DictReader(file)}
