@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, command, run_script
 
+import drol
 from common import machine, minari_data
 from common.errors import UserError, expanded
+from common.runs import Runs
+from common.seeds import Seeds
+from common.session import Session
 
 
 def test_compile_options_that_this_xla_lacks_are_left_out():
@@ -162,3 +166,38 @@ def test_ctrl_c_while_it_imports():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "error: interrupted\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("backend", "data_memory", "batch_size", "expected"),
+    [
+        ("cpu", "device", 256, 50),
+        ("gpu", "device", 256, 1000),  # a log interval: no gap between dispatches shows
+        ("cpu", "host", 256, 50),
+        ("gpu", "host", 256, 1000),
+        ("gpu", "host", 8192, 96),  # of two seeds: 512 MB are 96 updates of 8192 (2 * 37 + 5 + 2) numbers
+        ("gpu", "host", 10**7, 1),
+    ],
+)
+def test_a_chunk_is_as_long_as_what_shows_progress_and_the_memory_allow(
+    backend, data_memory, batch_size, expected, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    args = drol.Args(data_memory=data_memory, batch_size=batch_size, offline_steps=10**6)
+    runs = Runs.__new__(Runs)  # without folders
+    runs._runs, runs.step, runs.dataset_path = [types.SimpleNamespace(sizes=lambda _: (37, 5))] * 2, 0, None
+    session = Session(args, runs, Seeds([0, 1]))
+    assert session.end_of_chunk(0) == expected
+    assert session.end_of_chunk(999) == 1000
+
+
+def test_metrics_of_a_chunk_are_copied_all_at_once(monkeypatch):
+    """Each copy of its own waits for the device."""
+    copies, device_get = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: copies.append(tree) or device_get(tree))
+    seeds = Seeds([0, 1])
+    metrics = {name: jnp.arange(6.0).reshape(2, 3) for name in "abc"}
+    gathered = seeds.gather(metrics)
+    assert len(copies) == 1
+    assert {name: type(leaf) for name, leaf in gathered.items()} == dict.fromkeys("abc", np.ndarray)
+    np.testing.assert_array_equal(gathered["b"], metrics["b"])
