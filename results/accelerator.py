@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -188,9 +189,17 @@ def compile_side_by_side(facts: Facts, out: pathlib.Path, stage: str, programs: 
                 continue
             facts(stage=stage, program=name, compile_s=round(compile_s, 1))
             if ready[name].compiled is not None:
-                with gzip.open(out / "hlo" / f"{file_name(stage, name)}.txt.gz", "wt") as file:
-                    file.write(ready[name].compiled.as_text())
+                keep_text(out / "programs.tar", f"{file_name(stage, name)}.txt.gz", ready[name].compiled.as_text())
     return {name: ready[name] for name in programs if name in ready}
+
+
+def keep_text(archive: pathlib.Path, name: str, text: str) -> None:
+    """Add a compressed text to an archive: one file, whenever all ends."""
+    packed = gzip.compress(text.encode())
+    entry = tarfile.TarInfo(name)
+    entry.size = len(packed)
+    with tarfile.open(archive, "a") as file:
+        file.addfile(entry, io.BytesIO(packed))
 
 
 @contextlib.contextmanager
@@ -228,7 +237,7 @@ def measure(args: Args, facts: Facts, stage: str, programs: dict[str, Make]) -> 
 def profile(args: Args, facts: Facts, programs: dict[str, Program]) -> None:
     """The dearest kernels of an update. A profiler runs them one by one, so their durations count, and no gap does."""
     for name, program in programs.items():
-        folder = args.out / "profile" / file_name(PROFILE, name)
+        folder = args.out / file_name(PROFILE, name)
         try:
             with alone(args.pause), jax.profiler.trace(folder, create_perfetto_trace=True):
                 jax.block_until_ready(program.call())
@@ -241,6 +250,9 @@ def profile(args: Args, facts: Facts, programs: dict[str, Program]) -> None:
         for kernel, (us, n) in sorted(durations.items(), key=lambda item: -item[1][0])[:KERNELS]:
             each = {"us": round(us / program.updates, 2), "times": round(n / program.updates, 2)}
             facts(stage=PROFILE, program=name, kernel=kernel, **each)
+        with tarfile.open(folder.with_suffix(".tgz"), "w:gz") as archive:
+            archive.add(folder, folder.name)
+        shutil.rmtree(folder)
 
 
 def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
@@ -301,7 +313,7 @@ def main(args: Args) -> None:
     """Measure in stages while there is time, pack, then train."""
     deadline = time.monotonic() + args.seconds
     args = dataclasses.replace(args, out=args.out.resolve())
-    (args.out / "hlo").mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     facts = Facts(args.out)
     device, sizes = jax.devices()[0], [args.width] * args.depth
     facts(device=device.device_kind, platform=device.platform, jax=jax.__version__, hidden_sizes=sizes)
@@ -312,11 +324,6 @@ def main(args: Args) -> None:
         ready = measure(args, facts, stage, programs)
         if stage == PROFILE:
             profile(args, facts, ready)
-    for folder in ("hlo", "profile"):
-        if (args.out / folder).is_dir():
-            with tarfile.open(args.out / f"{folder}.tgz", "w:gz") as archive:
-                archive.add(args.out / folder, folder)
-            shutil.rmtree(args.out / folder)
     render(args.out)
     facts(measured=True)
     if args.train_seconds:
