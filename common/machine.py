@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 
+from common import threefry  # noqa: F401 (random bits, written out for a CPU)
 from common.errors import UserError
 
 # Settings of JAX's that decide numbers, or stop the scripts; another project may have left others in the environment.
