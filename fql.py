@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int, Key
 from pydantic import Field
 
 from common import machine
-from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
+from common.arguments import Count, Role, RunArgs, Weight, from_command_line, print_config
 from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.metrics import MetricsRow
@@ -58,11 +58,11 @@ class Args(RunArgs):
     """Train offline. An argument left unset takes the value that the paper published for the environment."""
 
     # Training, shared by DROL and FQL
-    offline_steps: Annotated[int, Field(ge=1, lt=10**9)] | None = None
+    offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE] = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
     batch_size: Count = 256
     """Transitions a batch, sampled uniformly with replacement."""
-    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 512, 512, 512)
+    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1), Role.SIZE] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-4
     """Adam's step size."""
