@@ -33,11 +33,12 @@ from jaxtyping import Array, Float, Int, Key
 from pydantic import Field
 
 from common import machine
-from common.arguments import Count, Role, RunArgs, Weight, from_command_line, print_config
+from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
 from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.metrics import MetricsRow
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
+from common.roles import Role
 from common.runs import Outcome, Runs
 from common.seeds import Seeds
 from common.session import Session

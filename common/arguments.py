@@ -1,14 +1,13 @@
 """What every run is told: the arguments that all scripts have, their ranges, and what was left unset."""
 
 import dataclasses
-import enum
 import functools
 import json
 import pathlib
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -18,34 +17,13 @@ from pydantic import Field
 from common import machine
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError
+from common.roles import Needs, Role, said, with_role
 
 # Ranges stand beside the type, and are checked whoever makes the arguments.
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DataSource = Literal["auto", "download", "collect"]
-
 EVAL_EPISODES = 50
-
-
-class Role(enum.Enum):
-    """What an argument is, said where it is declared: `Annotated[int, Role.SIZE]`. Plots, tables, sweeps, --evaluate and
-    --resume read it there. One that says nothing counts: what is not the paper's is in the name of the method.
-    """
-
-    SIZE = "how much: has a column of its own, and is in the name where runs of a task differ in it"
-    JUDGING = "how what was learned is judged: likewise"
-    RUN = "which run it is, and what is done with it"
-    HOW = "how it is done: has no part in what is learned"
-    DATA = "which data: runs are told apart by the data itself, a sweep's folders by this"
-    PLACE = "where the data is by now: goes with --resume and --evaluate"
-    EVALUATE = "goes with --evaluate; None unless it is given"
-
-
-class Needs(typing.NamedTuple):
-    """Said of an argument that does nothing unless another one has at least this value."""
-
-    name: str
-    at_least: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,34 +98,9 @@ class RunArgs:
 
 
 @functools.cache
-def _declared(args_class: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(args_class, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(args_class)}
-
-
-@functools.cache
 def _adapters(args_class: type) -> dict[str, pydantic.TypeAdapter]:
-    return {name: pydantic.TypeAdapter(declared) for name, declared in _declared(args_class).items()}
-
-
-def _said(args_class: type) -> Iterator[tuple[str, Any]]:
-    """Each argument with each thing that stands beside its type."""
-    for name, declared in _declared(args_class).items():
-        yield from ((name, each) for each in getattr(declared, "__metadata__", ()))
-
-
-def with_role(args_class: type, *roles: Role) -> set[str]:
-    """The arguments that have any of these roles."""
-    return {name for name, said in _said(args_class) if isinstance(said, Role) and said in roles}
-
-
-def check_needs(args: RunArgs) -> None:
-    """Raises `UserError` if an argument does nothing, for want of another."""
-    for name, said in _said(type(args)):
-        if isinstance(said, Needs) and getattr(args, name) != type(args).__dataclass_fields__[name].default:
-            if (getattr(args, said.name) or 0) < said.at_least:
-                least = f" of at least {said.at_least}" if said.at_least > 1 else ""
-                raise UserError(f"{flag(name)} does nothing without {flag(said.name)}{least}")
+    hints = typing.get_type_hints(args_class, include_extras=True)
+    return {field.name: pydantic.TypeAdapter(hints[field.name]) for field in dataclasses.fields(args_class)}
 
 
 def in_their_types(args_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,10 +177,23 @@ def print_config(args: RunArgs, published_settings: Published) -> None:
     print(json.dumps(config, indent=2, default=str))
 
 
+def given(args: RunArgs) -> dict[str, Any]:
+    """The arguments that are not what they are by default."""
+    default = type(args)()
+    return {name: value for name, value in vars(args).items() if value != getattr(default, name)}
+
+
+def check_needs(args: RunArgs) -> None:
+    """Raises `UserError` if an argument that is given does nothing, for want of another."""
+    for name, needs in said(type(args)):
+        if isinstance(needs, Needs) and name in given(args) and (getattr(args, needs.name) or 0) < needs.at_least:
+            least = f" of at least {needs.at_least}" if needs.at_least > 1 else ""
+            raise UserError(f"{flag(name)} does nothing without {flag(needs.name)}{least}")
+
+
 def check_alone(args: RunArgs) -> None:
     """Raises `UserError` if --resume, --evaluate or --video has company that it does not take."""
-    moved = with_role(type(args), Role.PLACE)
-    if args.resume and args != type(args)(resume=args.resume, **{name: getattr(args, name) for name in moved}):
+    if args.resume and not given(args).keys() <= with_role(type(args), Role.PLACE) | {"resume"}:
         raise UserError("--resume takes all other settings from the run; give no other argument")
     if args.video is not None and (args.evaluate is None or args.video.suffix not in (".mp4", ".gif")):
         raise UserError(f"--video {args.video}: belongs to --evaluate, and to a name that ends in .mp4 or .gif")
@@ -235,15 +201,14 @@ def check_alone(args: RunArgs) -> None:
         raise UserError(f"--video {args.video}: there is no folder {args.video.parent}")
 
 
-def for_evaluation(trained: Args, given: Args) -> Args:
+def for_evaluation(trained: Args, asked: Args) -> Args:
     """The arguments of a run that is to be evaluated, with what was given beside --evaluate instead.
 
     Raises:
         UserError: something was given that --evaluate does not take, or that does nothing.
     """
-    default, takes = type(given)(), with_role(type(given), Role.EVALUATE, Role.PLACE)
-    changes = {name: value for name, value in vars(given).items() if value != getattr(default, name)}
-    if refused := [name for name in changes if name not in takes]:
+    changes = given(asked)
+    if refused := [name for name in changes if name not in with_role(type(asked), Role.EVALUATE, Role.PLACE)]:
         raise UserError(f"--evaluate takes no {flag(refused[0])}: it does not change what was learned")
     args = dataclasses.replace(trained, **changes)
     check_needs(args)

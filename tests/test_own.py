@@ -248,9 +248,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     keys = keys_of_runs([0]).evaluation
     evaluator = evaluation.Evaluator(loaded.spec, 1, seeds=[0], workers=1, dataset_path=loaded.dataset_path)
     act = lambda params, observation, key: algorithm.sample_action(args, params, observation, key)  # noqa: E731
-    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes(run.dataset_path), key))[
-        1
-    ]
+    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes, key))[1]
     (result,) = evaluator(evaluation.policies_of(act, keys)(params))
 
     env, act_here = loaded.make_env(), jax.jit(loaded)
