@@ -20,8 +20,8 @@ class Identity(NamedTuple):
 
     algorithm: str
     """The name that its script gives itself, with all that is not the paper's: 'DROL(16)', 'DROL*', 'FQL', 'DROL(16),
-    tau 0.01'; 'DROL(16), fine-tuned' if an online part follows; 'DROL(16), modified' if its script was not the commit's;
-    'DROL(16), script 0a1b2c then 3d4e5f' if it went on with another script."""
+    tau 0.01'; 'DROL(16), fine-tuned' if an online part follows; 'DROL(16), modified' if its script was not its
+    commit's; 'DROL(16), script 0a1b2c then 3d4e5f' if it went on with another script."""
     settings: dict[str, Any]
     """What runs that are averaged have to agree in; the data by its SHA-256, collected data by its recipe."""
     budget: dict[str, str]
