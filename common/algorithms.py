@@ -44,7 +44,7 @@ def code_of(name: str) -> dict[str, str | bool | None]:
     script = fingerprint((REPOSITORY / f"{name}.py").read_text())
     modules = sorted((REPOSITORY / "common").rglob("*.py"))
     common = "".join(f"{path.relative_to(REPOSITORY)} {fingerprint(path.read_text())}\n" for path in modules)
-    top_level, commit = (_git("rev-parse", "--show-toplevel", "HEAD") or "\n").splitlines()
+    top_level, _, commit = (_git("rev-parse", "--show-toplevel", "HEAD") or "").strip().partition("\n")
     # A copy in somebody else's repository has no commit of its own.
     is_own = bool(commit) and pathlib.Path(top_level).resolve() == REPOSITORY.resolve()
     committed = _git("show", f"HEAD:{name}.py") if is_own else None  # None: the commit does not have it

@@ -101,7 +101,7 @@ def copy_repository(folder: pathlib.Path) -> pathlib.Path:
     raw = shutil.ignore_patterns("drol-*", "fql-*", "seed[0-9]*", "*.p[dn][fg]", "__pycache__")
     for name in ("common", "results", "tests"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=raw)
-    for file in REPOSITORY.glob("*.*"):
+    for file in REPOSITORY.glob("[!.]*.*"):
         if file.is_file():
             shutil.copy(file, folder)
     return folder
