@@ -193,13 +193,14 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
     observation_dim, action_dim = gymnasium.spaces.flatdim(env.observation_space), env.action_space.shape[0]
     env.close()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "masks")}
-    starts, row, steps = [], 0, 0
+    starts, row, steps, unread = [], 0, 0, set()
     try:
         for number, episode in enumerate(dataset.iterate_episodes()):
-            observations = flatten_observation(episode.observations)
-            rewards, actions = np.asarray(episode.rewards), np.asarray(episode.actions)
+            with np.errstate(over="ignore"):  # to infinity: what is checked is what training gets
+                observations = flatten_observation(episode.observations)
+                rewards, actions = (np.asarray(x, np.float32) for x in (episode.rewards, episode.actions))
             masks = 1.0 - np.asarray(episode.terminations)
-            length = len(rewards)
+            length, unread = len(rewards), unread | set(episode.infos or ())
             shapes = {
                 "observations": (observations.shape, (length + 1, observation_dim)),
                 "actions": (actions.shape, (length, action_dim)),
@@ -236,6 +237,8 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: the metadata does not agree with its {len(starts)} episodes of {steps} steps; damaged"
         )
+    if unread:
+        print(f"note: {path}: not read: infos ({', '.join(sorted(unread))})", flush=True)
     if not starts or not sum(map(len, starts)):
         raise UserError(f"{path}: it holds no transition")
     return {**{name: np.concatenate(arrays) for name, arrays in parts.items()}, "transitions": np.concatenate(starts)}
