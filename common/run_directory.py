@@ -145,8 +145,8 @@ class RunDirectory:
         if self.config["environment"]["suite"] == "d4rl":
             folders = [minari_data.local_path(self.config["environment"]["name"])] if not path.exists() else []
         else:
-            dataset_dir = self.config["args"].get("dataset_dir", DATASET_DIR)
-            folders = [pathlib.Path(folder).expanduser() / path.name for folder in (dataset_dir, DATASET_DIR)]
+            dirs = (self.config["args"]["dataset_dir"], DATASET_DIR)
+            folders = [pathlib.Path(folder).expanduser() / path.name for folder in dirs]
         return next((place for place in (path, *folders) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:

@@ -177,7 +177,7 @@ def test_what_does_nothing_without_another_is_refused(script, settings, needed):
 
 def test_what_does_nothing_is_refused_when_training_and_when_evaluating(tmp_path, run, refusal):
     alone = "--inference-density-top-k does nothing without --inference-num-samples"
-    assert alone in refusal("--inference-density-top-k", 4, "--dataset-dir", tmp_path)
+    assert alone in refusal("--inference-density-top-k", 4, "--dataset-path", tmp_path / "none.npz")
     assert alone in refusal("--evaluate", run("a"), "--inference-density-top-k", 4)
     trained = drol.Args(inference_num_samples=8)  # which the run has
     assert for_evaluation(trained, drol.Args(inference_density_top_k=4)).inference_density_top_k == 4
