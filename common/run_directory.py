@@ -312,7 +312,9 @@ class RunDirectory:
         path = self.path / f"{table}.csv"
         if table == "eval":
             self.evaluations[int(row["step"])] = row
-        columns = self._columns.setdefault(table, _columns(path))
+        if table not in self._columns:
+            self._columns[table] = _columns(path)
+        columns = self._columns[table]
         with self._writing(path):
             if new := [name for name in row if name not in columns]:
                 columns += new

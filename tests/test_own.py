@@ -301,7 +301,6 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
 
 def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, monkeypatch):
     monkeypatch.setattr(policy, "make_evaluation_env", None)
-    monkeypatch.setattr("common.run_directory.make_evaluation_env", None)
     loaded = load_policy(str(run_of(reach, "reach-Reach-v0")))
     observations, key = jnp.array([[0.5, 0.5], [-0.5, 0.1], [0.0, -1.0]]), jax.random.key(5)
     batch = jax.jit(loaded)(observations, key)
