@@ -161,6 +161,8 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
         UserError: an argument does nothing without another, or does not go with one.
     """
     check_needs(args)
+    if args.own_rewards and args.online_steps > 0:
+        raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
     origin, settings = published_settings(args, spec)
     unset = {name: value for name, value in settings.items() if getattr(args, name) is None}
     origins = {name: origin if name in unset else "given" for name in settings}

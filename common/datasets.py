@@ -306,14 +306,7 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     env = make_own_env(spec.name)
     observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
     env.close()
-    try:
-        check_archive(path)
-        with np.load(path) as file:
-            data = {key: file[key] for key in file.files}
-    except OSError as error:
-        raise UserError(f"cannot read {describe_os_error(error)}") from error
-    except DAMAGE as error:
-        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
+    data = _read_npz(path)
     widths = {"observations": observation_shape, "actions": action_shape, "rewards": (), "terminals": ()}
     widths |= {"next_observations": observation_shape} if "next_observations" in data else {}
     cuts = [key for key in CUTS if key in data]
@@ -355,6 +348,18 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
         masks=in_rows(masks),
         transitions=rows[starts].astype(np.int32),
     )
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a file. Raises `UserError` if it cannot be read."""
+    try:
+        check_archive(path)
+        with np.load(path) as file:
+            return {key: file[key] for key in file.files}
+    except OSError as error:
+        raise UserError(f"cannot read {describe_os_error(error)}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
 
 
 def _checked(

@@ -101,8 +101,6 @@ class Runs:
             args = resumed.read_args(type(args))
         spec = resumed.spec if resumed else resolve(args.env_id, args.dataset_path)
         args, origins = complete(args, spec, published_settings)
-        if args.own_rewards and args.online_steps > 0:
-            raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
         origins = resumed.origins if resumed else origins
         seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
         paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)

@@ -178,12 +178,17 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for (task, algorithm), group in sorted(by_name.items(), key=lambda item: [natural(name) for name in item[0]]):
         for method, members in _by_settings(algorithm, group).items():
             tasks[task][method] = _one_per_seed(members, notes)
+    for name, versions in scripts.items():
+        if len(versions) > 1:
+            notes.append(f"{name}: by {len(versions)} scripts that do other things, each under a name of its own")
     comparison = Comparison(dict(tasks), notes)
-    notes += [
-        f"{name}: by {len(versions)} scripts that do other things, each under a name of its own"
-        for name, versions in scripts.items()
-        if len(versions) > 1
-    ]
+    notes += _notes_on(comparison)
+    return comparison
+
+
+def _notes_on(comparison: Comparison) -> list[str]:
+    """What is not the paper's, not finished, or unlike."""
+    notes = []
     for size in sorted({run.size for run in comparison.runs if run.size}):
         of = ", ".join(sorted({run.task for run in comparison.runs if run.size == size}))
         notes.append(f"not the paper's size: {size} ({of})")
@@ -210,7 +215,7 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for (number, wanted), names in few.items():
         others = f" and {len(names) - 3} others" if len(names) > 3 else ""
         notes.append(f"score of {number} of {wanted} evaluations: {', '.join(names[:3])}{others}")
-    return comparison
+    return notes
 
 
 def report(notes: list[str]) -> None:
