@@ -42,6 +42,7 @@ from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.metrics import MetricsRow
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
+from common.roles import Needs, Role
 from common.runs import Outcome, Runs
 from common.seeds import Seeds
 from common.session import Session
@@ -62,11 +63,11 @@ class Args(RunArgs):
     """Train offline. An argument left unset takes the value that the paper published for the environment."""
 
     # Training, shared by DROL and FQL
-    offline_steps: Annotated[int, Field(ge=1, lt=10**9)] | None = None
+    offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE] = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
     batch_size: Count = 256
     """Transitions a batch, sampled uniformly with replacement."""
-    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 512, 512, 512)
+    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1), Role.SIZE] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-4
     """Adam's step size."""
@@ -92,11 +93,11 @@ class Args(RunArgs):
     """Divide the improvement loss by the mean absolute Q-value of the actions that are improved."""
     critic_num_candidates: Count = 1
     """Next actions that the Bellman target takes the best of, by the minimum of the target critics."""
-    inference_num_samples: Count | None = None
+    inference_num_samples: Annotated[Count | None, Role.EVALUATE] = None
     """Actions that the evaluated policy takes the best of, by the critics; a single one if unset."""
-    inference_density_top_k: Count | None = None
+    inference_density_top_k: Annotated[Count | None, Role.EVALUATE, Needs("inference_num_samples", 2)] = None
     """Of those, judge only so many: the ones with the smallest mean squared distance to the others."""
-    inference_q_agg: Agg | None = None
+    inference_q_agg: Annotated[Agg | None, Role.EVALUATE, Needs("inference_num_samples", 2)] = None
     """Aggregation of the critics for inference_num_samples; the mean if unset."""
 
 

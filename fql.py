@@ -38,6 +38,7 @@ from common.env_ids import EnvSpec
 from common.evaluation import Evaluations, Explorer, evaluate_run
 from common.metrics import MetricsRow
 from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
+from common.roles import Role
 from common.runs import Outcome, Runs
 from common.seeds import Seeds
 from common.session import Session
@@ -58,11 +59,11 @@ class Args(RunArgs):
     """Train offline. An argument left unset takes the value that the paper published for the environment."""
 
     # Training, shared by DROL and FQL
-    offline_steps: Annotated[int, Field(ge=1, lt=10**9)] | None = None
+    offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE] = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
     batch_size: Count = 256
     """Transitions a batch, sampled uniformly with replacement."""
-    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 512, 512, 512)
+    hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1), Role.SIZE] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-4
     """Adam's step size."""

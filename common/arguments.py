@@ -17,14 +17,13 @@ from pydantic import Field
 from common import machine
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError
+from common.roles import Needs, Role, said, with_role
 
 # Ranges stand beside the type, and are checked whoever makes the arguments.
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DataSource = Literal["auto", "download", "collect"]
-
 EVAL_EPISODES = 50
-OF_TODAY = ("dataset_path", "dataset_dir")  # where the data of a run is by now: goes with --resume and --evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,62 +31,62 @@ class RunArgs:
     """Arguments of a run, whatever it trains. Strings and lists are taken for paths, numbers and tuples."""
 
     # Run
-    env_id: str = "cube-double"
+    env_id: Annotated[str, Role.RUN] = "cube-double"
     """Environment and task: cube-double-task3, antmaze-large, pen-human, my_envs:Reach-v0 (README: Names)."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), Role.RUN] = 0
     """Seed of everything random in this run, except the collection of data."""
-    num_seeds: Count = 1
+    num_seeds: Annotated[Count, Role.RUN] = 1
     """Train the seeds SEED, SEED + 1, .. together. Each becomes a run of its own."""
-    run_dir: pathlib.Path | None = None
+    run_dir: Annotated[pathlib.Path | None, Role.RUN] = None
     """Folder for logs and checkpoints (with several seeds: of the folders seed0, seed1, ..); under runs/ if unset."""
-    resume: tuple[pathlib.Path, ...] = ()
+    resume: Annotated[tuple[pathlib.Path, ...], Role.RUN] = ()
     """Go on with the run in this folder, to the same bits as if it had never stopped, or with several runs that
     differ in the seed alone. Takes no other argument, but for where the data is now."""
-    evaluate: pathlib.Path | None = None
+    evaluate: Annotated[pathlib.Path | None, Role.RUN, Role.EVALUATE] = None
     """Evaluate what the run in this folder has learned, without training. Takes evaluation arguments alone."""
-    video: pathlib.Path | None = None
+    video: Annotated[pathlib.Path | None, Role.RUN, Role.EVALUATE] = None
     """With --evaluate: write the first episodes to this file (.mp4, .gif)."""
-    print_config: bool = False
+    print_config: Annotated[bool, Role.RUN] = False
     """Print the resolved settings as JSON and exit, without touching any data."""
 
     # Data
-    data_source: DataSource = "auto"
+    data_source: Annotated[DataSource, Role.DATA] = "auto"
     """auto: a file that is there, else the official server, else its mirror, else collect it here."""
-    dataset_path: pathlib.Path | None = None
+    dataset_path: Annotated[pathlib.Path | None, Role.PLACE] = None
     """Train on this file (OGBench's npz format; transitions, for an environment of one's own) or folder (Minari)."""
-    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
+    dataset_dir: Annotated[pathlib.Path, Role.PLACE] = pathlib.Path("~/.ogbench/data")
     """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH)."""
     own_rewards: bool = False
     """OGBench: take the file's own rewards and masks, instead of computing those of the task."""
-    collect_episodes: Count | None = None
+    collect_episodes: Annotated[Count | None, Role.DATA] = None
     """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
-    collect_workers: Count | None = None
+    collect_workers: Annotated[Count | None, Role.DATA, Role.HOW] = None
     """Worker processes for collection; one for each CPU core if unset."""
-    data_memory: Literal["auto", "device", "host"] = "auto"
+    data_memory: Annotated[Literal["auto", "device", "host"], Role.HOW] = "auto"
     """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
 
     # Evaluation, logs and checkpoints
-    eval_interval: Count = 100_000
+    eval_interval: Annotated[Count, Role.JUDGING] = 100_000
     """Updates between evaluations; the last update is always evaluated."""
-    eval_episodes: Count | None = None
+    eval_episodes: Annotated[Count | None, Role.JUDGING, Role.EVALUATE] = None
     """Episodes an evaluation: 50; of --evaluate, as many as the run's."""
-    eval_workers: Count | None = None
+    eval_workers: Annotated[Count | None, Role.HOW, Role.EVALUATE] = None
     """Processes for evaluation, which goes on beside training; one for each CPU core if unset."""
-    log_interval: Annotated[int, Field(ge=1, le=10**6)] = 1_000
+    log_interval: Annotated[int, Field(ge=1, le=10**6), Role.HOW] = 1_000
     """Updates between rows of train.csv; a row holds means over the interval."""
-    save_minutes: Weight = 5.0
+    save_minutes: Annotated[Weight, Role.HOW] = 5.0
     """Wall-clock minutes between checkpoints. A run that is stopped politely, or ends, saves anyway."""
-    track: bool = False
+    track: Annotated[bool, Role.HOW] = False
     """Send logs to Weights & Biases as well."""
-    wandb_project: str = "one-step-offline-rl"
+    wandb_project: Annotated[str, Role.HOW, Needs("track")] = "one-step-offline-rl"
     """Weights & Biases project."""
 
     # Fine-tuning online
-    online_steps: Annotated[int, Field(ge=0, lt=10**9)] = 0
+    online_steps: Annotated[int, Field(ge=0, lt=10**9), Role.SIZE] = 0
     """Fine-tuning after the offline updates: steps in the environment, with one update each."""
-    buffer_size: Count = 2_000_000
+    buffer_size: Annotated[Count, Needs("online_steps")] = 2_000_000
     """Transitions in the replay buffer: the data set, and what is collected online, the oldest overwritten."""
-    balanced_sampling: bool = False
+    balanced_sampling: Annotated[bool, Needs("online_steps")] = False
     """Draw half of each online batch from the data set, and half from what was collected online."""
 
     def __post_init__(self) -> None:
@@ -157,7 +156,13 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
     Returns:
         Arguments without None among what the papers tabulate, and where the value of each of these came from: 'given',
         'published' or 'default'.
+
+    Raises:
+        UserError: an argument does nothing without another, or does not go with one.
     """
+    check_needs(args)
+    if args.own_rewards and args.online_steps > 0:
+        raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
     origin, settings = published_settings(args, spec)
     unset = {name: value for name, value in settings.items() if getattr(args, name) is None}
     origins = {name: origin if name in unset else "given" for name in settings}
@@ -174,9 +179,23 @@ def print_config(args: RunArgs, published_settings: Published) -> None:
     print(json.dumps(config, indent=2, default=str))
 
 
+def given(args: RunArgs) -> dict[str, Any]:
+    """The arguments that are not what they are by default."""
+    default = type(args)()
+    return {name: value for name, value in vars(args).items() if value != getattr(default, name)}
+
+
+def check_needs(args: RunArgs) -> None:
+    """Raises `UserError` if an argument that is given does nothing, for want of another."""
+    for name, needs in said(type(args)):
+        if isinstance(needs, Needs) and name in given(args) and (getattr(args, needs.name) or 0) < needs.at_least:
+            least = f" of at least {needs.at_least}" if needs.at_least > 1 else ""
+            raise UserError(f"{flag(name)} does nothing without {flag(needs.name)}{least}")
+
+
 def check_alone(args: RunArgs) -> None:
     """Raises `UserError` if --resume, --evaluate or --video has company that it does not take."""
-    if args.resume and args != type(args)(resume=args.resume, **{name: getattr(args, name) for name in OF_TODAY}):
+    if args.resume and not given(args).keys() <= with_role(type(args), Role.PLACE) | {"resume"}:
         raise UserError("--resume takes all other settings from the run; give no other argument")
     if args.video is not None and (args.evaluate is None or args.video.suffix not in (".mp4", ".gif")):
         raise UserError(f"--video {args.video}: belongs to --evaluate, and to a name that ends in .mp4 or .gif")
@@ -184,23 +203,15 @@ def check_alone(args: RunArgs) -> None:
         raise UserError(f"--video {args.video}: there is no folder {args.video.parent}")
 
 
-def for_evaluation(trained: Args, given: Args) -> Args:
+def for_evaluation(trained: Args, asked: Args) -> Args:
     """The arguments of a run that is to be evaluated, with what was given beside --evaluate instead.
 
-    It takes what has no part in what was learned: `eval_episodes`, `eval_workers`, and what is named inference_*. All
-    of these are None unless they are given.
-
     Raises:
-        UserError: something else was given.
+        UserError: something was given that --evaluate does not take, or that does nothing.
     """
-    changes = {}
-    for name, value in vars(given).items():
-        if name in ("evaluate", "video", *OF_TODAY):
-            changes[name] = value
-        elif value == type(given).__dataclass_fields__[name].default:
-            continue
-        elif name in ("eval_episodes", "eval_workers") or name.startswith("inference_"):
-            changes[name] = value
-        else:
-            raise UserError(f"--evaluate takes no {flag(name)}: it does not change what was learned")
-    return dataclasses.replace(trained, **changes)
+    changes = given(asked)
+    if refused := [name for name in changes if name not in with_role(type(asked), Role.EVALUATE, Role.PLACE)]:
+        raise UserError(f"--evaluate takes no {flag(refused[0])}: it does not change what was learned")
+    args = dataclasses.replace(trained, **changes)
+    check_needs(args)
+    return args

@@ -104,7 +104,7 @@ def restore(folder: pathlib.Path, step: int, like: Any) -> Any:
 
 
 def restore_dict(folder: pathlib.Path, step: int, name: str) -> dict[str, np.ndarray]:
-    """Read one dict of arrays of the checkpoint of this step: its path in the tree, e.g. '.unlogged'; empty if none.
+    """Read one dict of arrays of the checkpoint of this step: its path in the tree, e.g. '.sums'; empty if none.
 
     Raises:
         OSError, ValueError, ...: the checkpoint is not there, or damaged.

@@ -6,6 +6,7 @@ import pathlib
 import time
 import zipfile
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import gymnasium
@@ -33,6 +34,7 @@ SLOW_AFTER_S, SLOW_BYTES_A_SECOND = 60, 20_000  # a download that is slower than
 DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 SOURCES = ("official", "mirror", "collected")
+CUTS = ("timeouts", "truncations")  # D4RL's and Gymnasium's flags of a trajectory that was cut
 Provenance = dict[str, Any]
 
 
@@ -270,13 +272,10 @@ def read_ogbench(spec: EnvSpec, path: pathlib.Path, own_rewards: bool = False) -
     """
     from ogbench.relabel_utils import relabel_dataset
 
-    data, env = _read_checked(spec, path)
-    with np.load(path) as file:
-        own = {key: file[key] for key in ("rewards", "masks") if key in file}
+    data, env, own = _read_checked(spec, path)
     if own_rewards:
-        _check_arrays(path, data | own, {"rewards": (), "masks": ()}, "--own-rewards")
-        _check_masks(path, own["masks"])
-        data |= own
+        data |= _checked(path, data | own, {"rewards": (), "masks": ()}, "--own-rewards")
+        _check_masks(path, data["masks"])
     else:
         if own:
             unused = f"{' and '.join(own)} of {path} are not used"
@@ -298,7 +297,8 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     `observations` [n, o], `actions` [n, a], `rewards` [n]; `terminals` [n], 1 in the last row of a trajectory, however
     it ended; `masks` [n], 0 where the task is complete, or `terminations` [n], 1 there. With `next_observations` [n, o]
     every row is a transition. Without, the next row is the successor, and the last one of a trajectory is a transition
-    where its mask is 0, which asks for no successor.
+    where its mask is 0, which asks for no successor. Trap: where there are `timeouts` (D4RL's) or `truncations`, they
+    end trajectories, too, and `terminals` are 1 where the task is complete.
 
     Raises:
         UserError: the file is damaged, lacks a key, or holds what cannot be this environment's data.
@@ -306,23 +306,20 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     env = make_own_env(spec.name)
     observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
     env.close()
-    try:
-        check_archive(path)
-        with np.load(path) as file:
-            data = {key: file[key] for key in file.files}
-    except OSError as error:
-        raise UserError(f"cannot read {describe_os_error(error)}") from error
-    except DAMAGE as error:
-        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
+    data = _read_npz(path)
     widths = {"observations": observation_shape, "actions": action_shape, "rewards": (), "terminals": ()}
     widths |= {"next_observations": observation_shape} if "next_observations" in data else {}
-    widths |= {"terminations": ()} if "masks" not in data and "terminations" in data else {"masks": ()}
-    _check_arrays(path, data, widths, spec.name)
-    masks = data["masks"] if "masks" in widths else 1 - data["terminations"].astype(np.float32)
+    cuts = [key for key in CUTS if key in data]
+    complete = next((key for key in ("masks", "terminations") if key in data), "terminals" if cuts else "masks")
+    widths |= dict.fromkeys((complete, *cuts), ())
+    _note_unread(path, data.keys() - widths.keys())
+    data = _checked(path, data, widths, spec.name)
+    masks = data["masks"] if complete == "masks" else 1 - data[complete]
     _check_masks(path, masks)
     _check_actions(path, data["actions"])
 
-    observations, ends, successors = data["observations"], data["terminals"] != 0, data.get("next_observations")
+    observations, successors = data["observations"], data.get("next_observations")
+    ends = np.any([data[key] != 0 for key in ("terminals", *cuts)], axis=0)
     if successors is None:
         starts = ~ends | (masks == 0)
         successors = np.concatenate([observations[1:], observations[-1:]])
@@ -353,10 +350,27 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     )
 
 
-def _check_arrays(
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a file. Raises `UserError` if it cannot be read."""
+    try:
+        check_archive(path)
+        with np.load(path) as file:
+            return {key: file[key] for key in file.files}
+    except OSError as error:
+        raise UserError(f"cannot read {describe_os_error(error)}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
+
+
+def _checked(
     path: pathlib.Path, data: dict[str, np.ndarray], widths: dict[str, tuple[int, ...]], needed_by: str
-) -> None:
-    """Raises `UserError` if an array is missing, or not of finite numbers [rows, *width], rows as in observations."""
+) -> dict[str, np.ndarray]:
+    """These arrays as training gets them, in float32.
+
+    Raises:
+        UserError: one is missing, or not of finite numbers [rows, *width], rows as in observations.
+    """
+    checked = {}
     for key, width in widths.items():
         if key not in data:
             raise UserError(f"{path}: {key} is missing; {needed_by} needs it")
@@ -366,11 +380,19 @@ def _check_arrays(
             raise UserError(f"{path}: {len(data[key])} rows of {key} but {len(data['observations'])} of observations")
         if data[key].dtype.kind not in "fiub":
             raise UserError(f"{path}: {key} holds {data[key].dtype}, not numbers")
-        if not np.isfinite(data[key]).all():
-            row = int(np.flatnonzero(~np.isfinite(data[key]).reshape(len(data[key]), -1).all(axis=1))[0])
-            raise UserError(f"{path}: NaN or infinity in {key}, first in row {row}")
+        with np.errstate(over="ignore"):  # to infinity
+            checked[key] = data[key].astype(np.float32, copy=False)
+        if not (finite := np.isfinite(checked[key])).all():
+            row = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+            raise UserError(f"{path}: NaN or infinity in {key}, first in row {row} (as float32)")
     if len(data["observations"]) == 0:
         raise UserError(f"{path}: it holds no transition")
+    return checked
+
+
+def _note_unread(path: pathlib.Path, keys: Collection[str]) -> None:
+    if keys:
+        print(f"note: {path}: not read: {', '.join(sorted(keys))}", flush=True)
 
 
 def _check_masks(path: pathlib.Path, masks: np.ndarray) -> None:
@@ -384,14 +406,20 @@ def _check_actions(path: pathlib.Path, actions: np.ndarray) -> None:
         raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:.9g}")
 
 
-def _read_checked(spec: EnvSpec, path: pathlib.Path) -> tuple[dict[str, np.ndarray], gymnasium.Env]:
-    """The arrays of a file in OGBench's format, and the environment that they were checked against."""
+def _read_checked(
+    spec: EnvSpec, path: pathlib.Path
+) -> tuple[dict[str, np.ndarray], gymnasium.Env, dict[str, np.ndarray]]:
+    """The arrays of a file in OGBench's format, the environment that they were checked against, and own rewards."""
     env = make_env(spec.gym_id)
     import ogbench
 
     try:
         check_archive(path)
         data = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
+        with np.load(path) as file:
+            keys, cuts = file.files, [key for key in CUTS if key in file]
+            own = {key: file[key] for key in ("rewards", "masks") if key in file}
+            data |= {key: file[key] for key in cuts}
     except KeyError as error:
         raise UserError(
             f"{path}: {str(error.args[0]).split()[0]} is missing; it is not an OGBench data file"
@@ -409,13 +437,16 @@ def _read_checked(spec: EnvSpec, path: pathlib.Path) -> tuple[dict[str, np.ndarr
         "terminals": (),
         "qpos": state.qpos.shape,
         "qvel": state.qvel.shape,
+        **dict.fromkeys(cuts, ()),
     }
     if spec.env_name.startswith(("scene", "puzzle")):
         widths["button_states"] = (env.unwrapped._num_buttons,)
-    _check_arrays(path, data, widths, spec.env_name)
+    _note_unread(path, set(keys) - widths.keys() - own.keys())
+    _checked(path, data, widths, spec.env_name)
+    data["valids"] = np.where(np.any([data[key] != 0 for key in cuts], axis=0), 0, data["valids"])
     if not data["valids"].any():
         raise UserError(f"{path}: it holds no transition")
     if data["valids"][-1]:
         raise UserError(f"{path}: the last trajectory does not end (terminals[-1] is false); the file is truncated")
     _check_actions(path, data["actions"])
-    return data, env
+    return data, env, own

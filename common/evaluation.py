@@ -385,13 +385,14 @@ def evaluate_run(
     run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
     runs = Runs([run])
     runs.find_data(args)
+    run.note_changes_of_code()
     args = for_evaluation(run.read_args(type(args)), args)
     mujoco_versions.note_difference(runs.spec, run.config["dataset"])
     evaluator = Evaluator(
         runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
     )
     with contextlib.closing(evaluator), StopSignals() as stop:
-        step, params = runs.read_newest_params(functools.partial(init_state, args, *run.sizes(runs.dataset_path)))
+        step, params = runs.read_newest_params(functools.partial(init_state, args, *run.sizes))
         policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
         policy = policies(params)
         results = evaluator(policy, stop.requested)

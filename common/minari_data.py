@@ -193,22 +193,19 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
     observation_dim, action_dim = gymnasium.spaces.flatdim(env.observation_space), env.action_space.shape[0]
     env.close()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "masks")}
-    starts, row, steps = [], 0, 0
+    starts, row, steps, unread = [], 0, 0, set()
     try:
         for number, episode in enumerate(dataset.iterate_episodes()):
-            observations = flatten_observation(episode.observations)
-            rewards, actions = np.asarray(episode.rewards), np.asarray(episode.actions)
+            with np.errstate(over="ignore"):  # to infinity: what is checked is what training gets
+                observations = flatten_observation(episode.observations)
+                rewards, actions = (np.asarray(x, np.float32) for x in (episode.rewards, episode.actions))
             masks = 1.0 - np.asarray(episode.terminations)
-            length = len(rewards)
-            shapes = {
-                "observations": (observations.shape, (length + 1, observation_dim)),
-                "actions": (actions.shape, (length, action_dim)),
-                "rewards": (rewards.shape, (length,)),
-                "terminations": (masks.shape, (length,)),
-            }
-            for name, (shape, expected) in shapes.items():
-                if shape != expected:
-                    raise UserError(f"{path}: {name} of episode {number} have shape {shape}, not {expected}")
+            length, unread = len(rewards), unread | set(episode.infos or ())
+            of = f"of episode {number}"
+            _check_array(f"{path}: observations {of}", observations, (length + 1, observation_dim))
+            _check_array(f"{path}: actions {of}", actions, (length, action_dim))
+            _check_array(f"{path}: rewards {of}", rewards, (length,))
+            _check_array(f"{path}: terminations {of}", masks, (length,))
             steps += length
             if is_antmaze(dataset):
                 # Traps: rewards are 1 at the goal and 0 elsewhere, where the papers use 0 and -1; and no episode
@@ -217,9 +214,6 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
                 masks = 1.0 - (rewards > 0)
                 rewards = rewards - 1
                 length = reached[0] + 1 if reached.size else length
-            for name, array in (("observations", observations), ("actions", actions), ("rewards", rewards)):
-                if not np.isfinite(array).all():
-                    raise UserError(f"{path}: NaN or infinity in {name} of episode {number}")
             if np.abs(actions).max(initial=0) > 1 + ROUNDING:
                 largest = f"{np.abs(actions).max():.9g}"
                 raise UserError(f"{path}: actions must lie in [-1, 1], episode {number} has {largest}")
@@ -236,9 +230,18 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: the metadata does not agree with its {len(starts)} episodes of {steps} steps; damaged"
         )
+    if unread:
+        print(f"note: {path}: not read: infos ({', '.join(sorted(unread))})", flush=True)
     if not starts or not sum(map(len, starts)):
         raise UserError(f"{path}: it holds no transition")
     return {**{name: np.concatenate(arrays) for name, arrays in parts.items()}, "transitions": np.concatenate(starts)}
+
+
+def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise UserError(f"{name} have shape {array.shape}, not {shape}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} hold NaN or infinity (as float32)")
 
 
 def _check_spaces(path: pathlib.Path, dataset: Any) -> None:

@@ -87,7 +87,7 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     algorithm = algorithms.load(name)
     run = RunDirectory.open(path, name, lock=False)
     args = run.read_args(algorithm.Args)
-    init_state = functools.partial(algorithm.init_state, args, *run.sizes(run.dataset_path))
+    init_state = functools.partial(algorithm.init_state, args, *run.sizes)
     step, params = Runs([run]).read_newest_params(init_state)
     params = jax.tree.map(lambda leaf: leaf[0], params)
     act = functools.partial(algorithm.sample_action, args)

@@ -1,5 +1,6 @@
 """News about how far a run is, for people who wait."""
 
+import itertools
 import sys
 import time
 
@@ -104,7 +105,8 @@ class Progress:
 
     def report_evaluation(self, step: int, results: list[dict[str, float]]) -> None:
         """Print what the policies of each seed were worth after update `step`, by now a while ago."""
-        means = {name: sum(result[name] for result in results) / len(results) for name in results[0]}
+        names = dict.fromkeys(itertools.chain(*results))  # success only where an environment has reported one
+        means = {name: sum(result.get(name, 0.0) for result in results) / len(results) for name in names}
         which = f" (means over {len(results)} seeds)" if len(results) > 1 else ""
         self.say(f"{time.strftime('%H:%M:%S')}  {step:>9,} of {self.total:,}  {describe(means)}{which}")
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ import numpy as np
 from common import algorithms, checkpoints, minari_data, mujoco_versions
 from common.arguments import Args, flag, in_their_types
 from common.env_ids import EnvSpec
-from common.envs import make_evaluation_env
 from common.errors import UserError, describe_os_error
 from common.files import holder_of, try_lock, write_whole
 from common.machine import describe_device
@@ -52,6 +51,7 @@ class RunDirectory:
         self.path = path
         self.config = config
         self.evaluations: dict[int, Row] = {}  # by step
+        self._columns: dict[str, list[str]] = {}  # of tables
         self.seconds = 0.0  # of wall-clock that all sittings together have spent
         self._wandb: Any = None
         self._lock: io.TextIOWrapper | None = None
@@ -90,20 +90,19 @@ class RunDirectory:
             "origins": origins,
             "dataset": provenance,
             "sizes": sizes,
-            "code": algorithms.code_of(algorithm),
+            "code": [{"step": 0} | algorithms.code_of(algorithm)],  # and with what other code it went on, from where
             "versions": {package: metadata.version(package) for package in PACKAGES[spec.suite]},
             "device": describe_device(),
             "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
             "seeds_together": seeds_together,
             "id": uuid.uuid4().hex,  # of the run wherever its folder goes, for Weights & Biases
         }
-        text = json.dumps(config, indent=2, default=str) + "\n"
-        run = RunDirectory(path, json.loads(text))
+        run = RunDirectory(path, json.loads(json.dumps(config, default=str)))
         try:
             path.mkdir(parents=True, exist_ok=True)
             run._locked()
             check_vacant(path)  # only now: of two that start at once, the second sees the run of the first
-            write_whole(path / "config.json", lambda temporary: temporary.write_text(text))
+            run._write_config()
         except FileExistsError as error:
             raise UserError(f"--run-dir {path} is not a folder") from error
         except OSError as error:
@@ -128,6 +127,10 @@ class RunDirectory:
             run.evaluations = {int(row["step"]): row for row in rows}
         return run
 
+    def _write_config(self) -> None:
+        text = json.dumps(self.config, indent=2) + "\n"
+        write_whole(self.path / "config.json", lambda temporary: temporary.write_text(text))
+
     def _locked(self) -> "RunDirectory":
         """Keep other processes out of the folder as long as this one lives."""
         self._lock = try_lock(self.path / ".lock")
@@ -142,8 +145,8 @@ class RunDirectory:
         if self.config["environment"]["suite"] == "d4rl":
             folders = [minari_data.local_path(self.config["environment"]["name"])] if not path.exists() else []
         else:
-            dataset_dir = self.config["args"].get("dataset_dir", DATASET_DIR)
-            folders = [pathlib.Path(folder).expanduser() / path.name for folder in (dataset_dir, DATASET_DIR)]
+            dirs = (self.config["args"]["dataset_dir"], DATASET_DIR)
+            folders = [pathlib.Path(folder).expanduser() / path.name for folder in dirs]
         return next((place for place in (path, *folders) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:
@@ -161,21 +164,29 @@ class RunDirectory:
             print(f"note: {self.path} is older than some arguments, which take their defaults: {taken}", flush=True)
         return args_class(**in_their_types(args_class, values))
 
-    def sizes(self, dataset_path: pathlib.Path) -> tuple[int, int]:
-        """Lengths of an observation and of an action; an older run has to make its environment for them."""
-        if "sizes" in self.config:
-            return self.config["sizes"]["observation"], self.config["sizes"]["action"]
-        env = make_evaluation_env(EnvSpec(**self.config["environment"]), dataset_path)
-        with contextlib.closing(env):
-            return env.observation_space.shape[0], env.action_space.shape[0]
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of an observation and of an action."""
+        return self.config["sizes"]["observation"], self.config["sizes"]["action"]
 
     def note_changes_of_code(self) -> None:
-        """Say what has changed in the code since the run was started, if that is known."""
-        before, now = self.config.get("code", {}), algorithms.code_of(self.config["algorithm"])
+        """Say what does other things now than in the code that the run was last trained with."""
+        before, now = self.config["code"][-1], algorithms.code_of(self.config["algorithm"])
         files = {"script": f"{self.config['algorithm']}.py", "common": "common/"}
-        if changed := [file for key, file in files.items() if key in before and before[key] != now[key]]:
-            began = f"commit {before['commit'][:10]}" if before.get("commit") else "another version"
-            print(f"note: {' and '.join(changed)} changed since {self.path} began (with {began})", flush=True)
+        if changed := [file for key, file in files.items() if before[key] != now[key]]:
+            began = f"commit {before['commit'][:10]}" if before["commit"] else "another version"
+            print(f"note: {' and '.join(changed)} changed since {self.path} was trained (with {began})", flush=True)
+
+    def _record_code(self, step: int) -> None:
+        """Add the code that the run goes on with after update `step` to its config, where it does other things."""
+        now = {"step": step} | algorithms.code_of(self.config["algorithm"])
+        code = [each for each in self.config["code"] if each["step"] < step]  # what came later is trained again
+        if not code or any(code[-1][key] != now[key] for key in ("script", "common")):
+            code.append(now)
+        if code != self.config["code"]:
+            self.config["code"] = code
+            with self._writing(self.path / "config.json"):
+                self._write_config()
 
     def check_data(self, provenance: dict[str, Any]) -> None:
         """Raises `UserError` if this is not the data that the run was started on."""
@@ -252,6 +263,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""
+        self._record_code(step)
         self.saved_step = step if step in self.checkpoint_steps() else -1
         folder = self.path / "checkpoints"
         for debris in (*folder.glob(".tmp-*"), *self.path.glob(".tmp-*")):  # of a kill while it was written
@@ -263,6 +275,7 @@ class RunDirectory:
             path = self.path / f"{table}.csv"
             if not path.exists():
                 continue
+            columns = self._columns[table] = _columns(path)
             rows = [row for row in read_table(path, at_damage="skip") if row["step"] <= step]
             if table == "eval":
                 self.evaluations = {int(row["step"]): row for row in rows}
@@ -273,10 +286,7 @@ class RunDirectory:
                 steps = ", ".join(map(str, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
                 problem = f"{path} is damaged: the rows after updates {steps} cannot be read, and are lost"
                 print(f"warning: {problem}; the file as it was: {kept}", file=sys.stderr, flush=True)
-            text = io.StringIO()
-            if rows:
-                _write_rows(text, rows, header=True)
-            write_whole(path, lambda temporary, text=text: temporary.write_text(text.getvalue()))
+            _write_table(path, columns, rows)
             if table == "time" and rows:
                 self.seconds = rows[-1]["time/seconds"]
 
@@ -294,20 +304,26 @@ class RunDirectory:
         return due - set(self.checkpoint_steps()) if table == "eval" else due
 
     def log(self, table: str, row: Row) -> None:
-        """Append one row, in which `step` is the number of updates so far.
+        """Append one row, in which `step` is the number of updates so far. A metric that is new is empty before.
 
         Raises:
             UserError: the disk is full.
         """
         path = self.path / f"{table}.csv"
         if table == "eval":
-            row = self._with_all_columns(row, path)
             self.evaluations[int(row["step"])] = row
-        with self._writing(path), path.open("a", newline="") as file:
-            _write_rows(file, [row], header=file.tell() == 0)
-            if table == "eval":  # the checkpoint that it was made from may go now
-                file.flush()
-                os.fsync(file.fileno())
+        if table not in self._columns:
+            self._columns[table] = _columns(path)
+        columns = self._columns[table]
+        with self._writing(path):
+            if new := [name for name in row if name not in columns]:
+                columns += new
+                _write_table(path, columns, read_table(path, at_damage="skip") if path.exists() else [])
+            with path.open("a", newline="") as file:
+                _writer(file, columns).writerow(_in_text(row))
+                if table == "eval":  # the checkpoint that it was made from may go now
+                    file.flush()
+                    os.fsync(file.fileno())
         if self._wandb is not None:
             self._wandb.log({"update" if name == "step" else name: value for name, value in row.items()})
         if table == "eval":
@@ -334,18 +350,6 @@ class RunDirectory:
         except Exception as error:  # not logged in, no network
             raise UserError(f"--track: Weights & Biases does not start ({error})") from error
 
-    def _with_all_columns(self, row: Row, path: pathlib.Path) -> Row:
-        """An evaluation, with 0 where others have more: an environment may report success only where there is one."""
-        columns = list(max((row, *self.evaluations.values()), key=len))
-        if self.evaluations and len(row) > len(next(iter(self.evaluations.values()))):  # the first that has it
-            rows = {step: {name: each.get(name, 0) for name in columns} for step, each in self.evaluations.items()}
-            text = io.StringIO()
-            _write_rows(text, list(rows.values()), header=True)
-            with self._writing(path):
-                write_whole(path, lambda temporary: temporary.write_text(text.getvalue()))
-            self.evaluations = rows
-        return {name: row.get(name, 0) for name in columns}
-
     def close(self) -> None:
         """Finish what `track` began, and let others into the folder."""
         if self._wandb is not None:
@@ -365,16 +369,28 @@ def headline_steps(suite: str, args: Mapping[str, Any], evaluated: Collection[in
     return [step for step in last if step in evaluated]
 
 
-def score_metric(evaluations: list[Row]) -> str:
+def score_metric(evaluations: Iterable[Row]) -> str:
     """The metric that is the score of these evaluations.
 
     Raises:
         KeyError: they have none.
     """
+    had = set().union(*evaluations)
     for metric in SCORES:
-        if metric in evaluations[0]:
+        if metric in had:
             return metric
     raise KeyError(f"none of {', '.join(SCORES)}")
+
+
+def scores(evaluations: Iterable[Row]) -> dict[int, float]:
+    """By step, the score of each evaluation that has it; `KeyError` if none has.
+
+    An environment may report success only where there is one: where it reports none, there was none.
+    """
+    rows = list(evaluations)
+    metric = score_metric(rows)
+    rows = [{metric: 0.0} | row if metric == "evaluation/success" else row for row in rows]
+    return {int(row["step"]): row[metric] for row in rows if metric in row}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -386,7 +402,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     try:
         config = json.loads((path / "config.json").read_text())
         config["algorithm"], config["origins"], config["dataset"]["path"], config["dataset"]["sha256"]
-        config["dataset"]["source"]
+        config["dataset"]["source"], config["code"][0]["script"]
         EnvSpec(**config["environment"])
         if not isinstance(config["args"], dict):
             raise TypeError("args is not an object")
@@ -427,7 +443,7 @@ def import_wandb() -> Any:
 
 
 def read_table(path: pathlib.Path, *, at_damage: Literal["raise", "skip", "stop"] = "raise") -> list[Row]:
-    """The complete rows of a CSV file; the half-written last line of a killed run is left out.
+    """The complete rows of a CSV file, without empty cells; the half-written last line of a killed run is left out.
 
     Args:
         path: CSV file with a column `step`.
@@ -441,7 +457,8 @@ def read_table(path: pathlib.Path, *, at_damage: Literal["raise", "skip", "stop"
     for number, line in enumerate(lines, 1):
         try:
             row = dict(zip(header.split(","), line.split(","), strict=True))
-            rows.append({"step": int(row.pop("step"))} | {name: float(value) for name, value in row.items()})
+            metrics = {name: float(value) for name, value in row.items() if name != "step" and value}
+            rows.append({"step": int(row["step"])} | metrics)
         except (KeyError, ValueError) as error:
             if at_damage == "raise":
                 raise UserError(f"{path}: row {number} is damaged ({error})") from error
@@ -450,10 +467,26 @@ def read_table(path: pathlib.Path, *, at_damage: Literal["raise", "skip", "stop"
     return rows
 
 
-def _write_rows(file: io.TextIOBase, rows: list[Row], *, header: bool) -> None:
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-    if header:
+def _columns(path: pathlib.Path) -> list[str]:
+    """The header of a table; empty if there is none yet."""
+    if not path.exists():
+        return []
+    with path.open(errors="replace") as file:
+        return [name for name in file.readline().rstrip("\n").split(",") if name]
+
+
+def _write_table(path: pathlib.Path, columns: list[str], rows: list[Row]) -> None:
+    text = io.StringIO()
+    if columns:
+        writer = _writer(text, columns)
         writer.writeheader()
-    writer.writerows(
-        {name: value if isinstance(value, int) else format(value, ".9g") for name, value in row.items()} for row in rows
-    )
+        writer.writerows(map(_in_text, rows))
+    write_whole(path, lambda temporary: temporary.write_text(text.getvalue()))
+
+
+def _writer(file: io.TextIOBase, columns: list[str]) -> csv.DictWriter:
+    return csv.DictWriter(file, columns, restval="", lineterminator="\n")
+
+
+def _in_text(row: Row) -> dict[str, int | str]:
+    return {name: value if isinstance(value, int) else format(value, ".9g") for name, value in row.items()}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from common import checkpoints, datasets, machine, mujoco_versions
+from common import algorithms, checkpoints, datasets, machine, mujoco_versions
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
 from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
@@ -28,6 +28,7 @@ from common.run_directory import (
     headline_steps,
     import_wandb,
     score_metric,
+    scores,
 )
 from common.seeds import Seeds
 
@@ -37,7 +38,7 @@ class Checkpoint(NamedTuple):
 
     state: Any
     replay: Any = None
-    unlogged: dict[str, np.ndarray] | None = None  # metrics since the last row of train.csv
+    sums: dict[str, np.ndarray] | None = None  # of metrics since the last row of train.csv
 
 
 class Learned(NamedTuple):
@@ -72,7 +73,7 @@ class Runs:
         self.spec = EnvSpec(**runs[0].config["environment"])
         self.dataset_path = runs[0].dataset_path
         self.step = 0
-        self.unlogged = IntervalMetrics(self, runs[0].config["args"]["log_interval"])
+        self.unlogged = IntervalMetrics(self)
         self._like = Checkpoint(None)  # what a checkpoint of one seed holds, in structure, shapes and dtypes
 
     @staticmethod
@@ -92,6 +93,7 @@ class Runs:
             UserError: arguments that do not go together; no data; a folder that is taken.
         """
         check_alone(args)
+        algorithms.code_of(algorithm)  # remembered: what is edited while data is collected is not what runs
         machine.check()
         resumed = Runs.open(args.resume, algorithm) if args.resume else None
         if resumed is not None:
@@ -99,8 +101,6 @@ class Runs:
             args = resumed.read_args(type(args))
         spec = resumed.spec if resumed else resolve(args.env_id, args.dataset_path)
         args, origins = complete(args, spec, published_settings)
-        if args.own_rewards and args.online_steps > 0:
-            raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
         origins = resumed.origins if resumed else origins
         seeds = resumed.seeds if resumed else list(range(args.seed, args.seed + args.num_seeds))
         paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)
@@ -224,7 +224,7 @@ class Runs:
         sound = [checkpoints.sound_steps(run.path / "checkpoints", like) for run in self._runs]
         if not any(sound):
             return 0  # new runs, or killed before their first checkpoint
-        began_together = len({tuple(run.config.get("seeds_together", ())) for run in self._runs}) == 1
+        began_together = len({tuple(run.config["seeds_together"]) for run in self._runs}) == 1
         if not all(sound) and max(map(len, sound)) == 1 and began_together:
             return 0  # killed between the first checkpoints of the seeds
         common = set.intersection(*sound)
@@ -254,7 +254,7 @@ class Runs:
         if self.step > 0:
             restored = self.read(self.step, self._like)
             states, replays = seeds.spread((restored.state, restored.replay))
-            self.unlogged.values = _stack([run.restore_dict(self.step, ".unlogged") for run in self._runs])
+            self.unlogged.sums = _stack([run.restore_dict(self.step, ".sums") for run in self._runs])
         elif evaluated := [str(run.path) for run in self._runs if run.evaluations]:
             raise UserError(
                 f"{', '.join(evaluated)}: without checkpoints; put them back, or begin in another --run-dir"
@@ -308,7 +308,7 @@ class Runs:
         """Write a checkpoint of each seed, unless it is there; empty places beyond the last seed are left out."""
         if all(run.saved_step == step for run in self._runs):
             return
-        checkpoint = jax.device_get(Checkpoint(states, replays, self.unlogged.values))
+        checkpoint = jax.device_get(Checkpoint(states, replays, self.unlogged.sums))
         for i, run in enumerate(self._runs):
             if run.saved_step != step:
                 run.save(step, jax.tree.map(lambda leaf, i=i: leaf[i], checkpoint))
@@ -342,12 +342,11 @@ class Runs:
             return [Outcome(run.path, step, None) for run in self._runs]
         outcomes = []
         for run in self._runs:
-            last = headline_steps(self.spec.suite, run.config["args"], run.evaluations)
-            rows = [run.evaluations[step] for step in last]
-            steps = ", ".join(f"{row['step']:,}" for row in rows)
-            metric = score_metric(rows)
-            score = sum(row[metric] for row in rows) / len(rows)
-            which = f"mean of the evaluations after {steps}" if len(rows) > 1 else f"evaluation after {steps}"
+            metric, by_step = score_metric(run.evaluations.values()), scores(run.evaluations.values())
+            last = headline_steps(self.spec.suite, run.config["args"], by_step)
+            steps = ", ".join(f"{step:,}" for step in last)
+            score = sum(by_step[step] for step in last) / len(last)
+            which = f"mean of the evaluations after {steps}" if len(last) > 1 else f"evaluation after {steps}"
             print(f"done: {SCORES[metric]} {score:.1f}, {which} updates; {run.path}")
             outcomes.append(Outcome(run.path, step, score))
         return outcomes
@@ -396,19 +395,15 @@ def new_paths(path: pathlib.Path | None, algorithm: str, spec: EnvSpec, seeds: S
 
 
 class IntervalMetrics:
-    """Metrics of the updates since the last row of train.csv. Checkpoints between two rows hold them."""
+    """Means of metrics since the last row of train.csv. Checkpoints between two rows hold their sums."""
 
-    def __init__(self, runs: Runs, log_interval: int):
-        """Args:
-        runs: whose they are.
-        log_interval: updates between rows.
-        """
-        # Of each metric a ring of updates, [seeds, log interval]. What a checkpoint of one seed holds is a row of each.
-        self.values: dict[str, np.ndarray] = {}
-        self._runs, self._log_interval = runs, log_interval
+    def __init__(self, runs: Runs):
+        """Args: runs: whose they are."""
+        self.sums: dict[str, np.ndarray] = {}  # of each metric [seeds, 2]: the sum, and of how many updates; float64
+        self._runs = runs
 
     def add(self, first: int, metrics: dict[str, np.ndarray]) -> None:
-        """Remember the metrics of the updates after `first`.
+        """Add the metrics of the updates after `first`.
 
         Args:
             first: updates before the first of them.
@@ -426,13 +421,14 @@ class IntervalMetrics:
             where = f"seed {seeds[place]}, update {first + 1 + update}"
             last_good = self._runs.last_good(seeds[place])
             raise UserError(f"not finite ({where}): {names}; the run is stopped, {last_good}")
-        slots = np.arange(first, first + finite.shape[1]) % self._log_interval
         for name, values in metrics.items():
-            ring = self.values.setdefault(name, np.zeros((len(seeds), self._log_interval), np.float32))
-            ring[:, slots] = values
+            total = self.sums.setdefault(name, np.zeros((len(seeds), 2)))
+            # One update after the other, so that a run has the same bits however it is cut into chunks.
+            total[:, 0] = np.cumsum(np.column_stack([total[:, 0], values]), axis=1, dtype=np.float64)[:, -1]
+            total[:, 1] += values.shape[1]
 
-    def means(self, first: int, step: int) -> list[Row]:
-        """Of each seed, over the updates after `first` up to `step`, at most a log interval."""
-        since = np.arange(first, step) % self._log_interval
-        means = {name: values[:, since].mean(axis=1, dtype=np.float64) for name, values in self.values.items()}
+    def take_means(self) -> list[Row]:
+        """Of each seed, over the updates that have each metric; the next interval begins."""
+        means = {name: total[:, 0] / total[:, 1] for name, total in self.sums.items()}
+        self.sums = {}
         return [{name: float(mean[i]) for name, mean in means.items()} for i in range(len(self._runs.seeds))]

@@ -103,11 +103,9 @@ class Session:
         self.runs.unlogged.add(self.step, metrics)
         offline_steps, interval = self.args.offline_steps, self.args.log_interval
         if end % interval == 0 or end in (offline_steps, self.total):
-            first = (end - 1) // interval * interval
             if end > offline_steps:
-                first = max(first, offline_steps)  # which has a row of its own
                 self.runs.log("exploration", end, explorer.summaries())
-            means = self.runs.unlogged.means(first, end)
+            means = self.runs.unlogged.take_means()
             self.runs.log("train", end, means)
             self.runs.log("time", end, [self.progress.times()] * len(self.seeds))
             self.progress.report(

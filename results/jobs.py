@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from common.arguments import OF_TODAY, flag
+from common.arguments import RunArgs, flag
 from common.files import holder_of, try_lock, write_whole
+from common.roles import Role, with_role
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 POLITE = {0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # told to stop: no failure
@@ -162,7 +163,7 @@ class Job(NamedTuple):
         if not self.seeds:
             return [*python, *self.options]
         if all(map(is_begun, self.runs)):
-            places = {flag(name) for name in OF_TODAY}
+            places = set(map(flag, with_role(RunArgs, Role.PLACE)))
             moved = [word for pair in itertools.pairwise(self.options) if pair[0] in places for word in pair]
             return [*python, *moved, "--resume", *map(str, self.runs)]
         folder = self.runs[0] if len(self.seeds) == 1 else self.runs[0].parent

@@ -61,10 +61,14 @@ class Style:
 
 
 def styles(names: set[str]) -> dict[str, Style]:
-    """A colour and a marker for each method. Its first variant has the colour if the method itself is not there."""
+    """A colour and a marker for each method. Its first variant has the colour if the method itself is not there.
+
+    What a modified script does is not the paper's method, nor a variant of it.
+    """
     spare, free, found = itertools.chain(SPARE_COLOURS, itertools.cycle(MORE_COLOURS)), dict(COLOURS), {}
     for i, name in enumerate(sorted(names, key=lambda name: (name not in COLOURS, natural(name)))):
-        colour = free.pop(name.split(", ")[0], None) or next(spare)
+        paper, *others = name.split(", ")
+        colour = (free.pop(paper, None) if "modified" not in others else None) or next(spare)
         found[name] = Style(colour, MARKERS[i % len(MARKERS)])
     return found
 

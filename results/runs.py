@@ -2,8 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
 import re
@@ -15,23 +13,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import numpy as np
 
 from common import algorithms, mujoco_versions, run_directory
-from common.arguments import RunArgs, in_their_types
 from common.datasets import describe_source
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
-from common.run_directory import Row
+from common.run_directory import HEADLINE_EVALUATIONS, Row, score_metric, scores
+from identity import describe_value, identify
 from published import group_of
-
-# Arguments that every script has, and that change what is learned, or how it is judged. Its own all do.
-SHARED = ("online_steps", "buffer_size", "balanced_sampling", "own_rewards", "eval_interval", "eval_episodes")
-INCIDENTAL = {field.name for field in dataclasses.fields(RunArgs)} - set(SHARED) | {"eval_envs"}  # (of older runs)
-# Those that do not make a method another one: columns of the table, and a note where they are not the paper's.
-SIZE = ("offline_steps", "online_steps", "buffer_size", "hidden_sizes", "eval_interval", "eval_episodes")
-# What two methods, or the tasks of a group, should have in common to be compared.
-BUDGET = ("offline_steps", "online_steps", "batch_size", "hidden_sizes", "eval_episodes", "eval_interval")
-# What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
-# differently on another processor.
-RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "versions")
 
 
 def natural(name: str) -> list[str | int]:
@@ -46,17 +33,13 @@ class Run:
     Attributes:
         path: its folder.
         name: the same, as it was given.
-        algorithm: the name that its script gives itself, with all that is not the paper's: 'DROL(16)', 'DROL*', 'FQL',
-            'DROL(16), tau 0.01', 'DROL(16), fine-tuned' if an online part follows.
+        algorithm, settings, budget, size, script, common: see `Identity`.
         spec: environment and task.
         task: 'cube-double' for the default task by any name, else 'cube-double-task3'.
         seed: seed.
         args: the arguments of the script.
         data: where its data came from, for people.
-        settings: what runs that are averaged have to agree in; the data by its SHA-256, collected data by its recipe.
         sha256: of its data.
-        script: SHA-256 of the script that made it; None where that is not known.
-        size: where it is another one than the paper's: 'hidden_sizes 64 64, offline_steps 12000'.
         metric: the column of eval.csv that is its score.
         curve: score of each evaluation, by step.
         minutes: wall-clock minutes since the start, by step, evaluations included; empty where they are not known.
@@ -67,15 +50,17 @@ class Run:
     path: pathlib.Path
     name: str
     algorithm: str
+    settings: dict[str, Any]
+    budget: dict[str, str]
+    size: str
+    script: str
+    common: str
     spec: EnvSpec
     task: str
     seed: int
     args: dict[str, Any]
     data: str
-    settings: dict[str, Any]
     sha256: str
-    script: str | None
-    size: str
     metric: str
     curve: dict[int, float]
     minutes: dict[int, float]
@@ -183,14 +168,27 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     if not runs:
         raise UserError("; ".join(["nothing to show", *notes]))
 
-    by_name = collections.defaultdict(list)
+    scripts, by_name = collections.defaultdict(set), collections.defaultdict(list)
     for run in runs:
-        by_name[run.task, run.algorithm].append(run)
+        scripts[run.algorithm].add(run.script)
+    for run in runs:
+        others = f", script {run.script}" * (len(scripts[run.algorithm]) > 1)
+        by_name[run.task, run.algorithm + others].append(dataclasses.replace(run, algorithm=run.algorithm + others))
     tasks = collections.defaultdict(dict)
     for (task, algorithm), group in sorted(by_name.items(), key=lambda item: [natural(name) for name in item[0]]):
         for method, members in _by_settings(algorithm, group).items():
             tasks[task][method] = _one_per_seed(members, notes)
+    for name, versions in scripts.items():
+        if len(versions) > 1:
+            notes.append(f"{name}: by {len(versions)} scripts that do other things, each under a name of its own")
     comparison = Comparison(dict(tasks), notes)
+    notes += _notes_on(comparison)
+    return comparison
+
+
+def _notes_on(comparison: Comparison) -> list[str]:
+    """What is not the paper's, not finished, or unlike."""
+    notes = []
     for size in sorted({run.size for run in comparison.runs if run.size}):
         of = ", ".join(sorted({run.task for run in comparison.runs if run.size == size}))
         notes.append(f"not the paper's size: {size} ({of})")
@@ -201,15 +199,11 @@ def read(paths: list[pathlib.Path]) -> Comparison:
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             for run in members:
-                wanted, last, total = run_directory.HEADLINE_EVALUATIONS, max(run.curve), run.total_steps
+                last, total, wanted = max(run.curve), run.total_steps, HEADLINE_EVALUATIONS[run.spec.suite]
                 if not run.is_finished:
                     notes.append(f"unfinished, no score: {run.name} ({task}, {method}: {last:,} of {total:,} updates)")
-                elif len(run.headline_steps) < wanted[run.spec.suite]:
-                    few[len(run.headline_steps), wanted[run.spec.suite]].append(run.name)
-            versions = {run.script[:6] if run.script else "unknown" for run in members}
-            if len(versions) > 1:
-                which = f"{len(versions)} versions of the script ({', '.join(sorted(versions))})"
-                notes.append(f"{task}, {method}: made by {which}")
+                elif len(run.headline_steps) < wanted:
+                    few[len(run.headline_steps), wanted].append(run.name)
         hashes = collections.defaultdict(set)
         for run in (run for members in methods.values() for run in members):
             hashes[run.settings["data"]].add(run.sha256)
@@ -217,28 +211,17 @@ def read(paths: list[pathlib.Path]) -> Comparison:
             if len(same) > 1:
                 short = ", ".join(sorted(digest[:6] for digest in same))
                 notes.append(f"{task}: the data was collected {len(same)} times by the same recipe (SHA-256 {short})")
-        notes += _unlike_budgets(task, methods)
+        notes += _unlike(task, methods)
     for (number, wanted), names in few.items():
         others = f" and {len(names) - 3} others" if len(names) > 3 else ""
         notes.append(f"score of {number} of {wanted} evaluations: {', '.join(names[:3])}{others}")
-    return comparison
+    return notes
 
 
 def report(notes: list[str]) -> None:
     """Name on stderr what was left out."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-
-
-def describe_value(value: Any) -> str:
-    """A setting for people: '256 256', '0.3', '45000'."""
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
 
 
 def _find(paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
@@ -267,41 +250,31 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
     if not evaluations:
         raise UserError(f"{name} has no evaluation yet")
     try:
-        metric = run_directory.score_metric(evaluations)
-        args, spec = {"online_steps": 0} | config["args"], EnvSpec(**config["environment"])
-        for argument in ("seed", *BUDGET):
-            args[argument]
-        together = len(config.get("seeds_together", [None]))
-        mujoco = config.get("versions", {}).get("mujoco")
+        args, spec, together = config["args"], EnvSpec(**config["environment"]), len(config["seeds_together"])
+        args["hidden_sizes"]
+        mujoco = config["versions"].get("mujoco")
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
-        algorithm, settings, size = _method(config["algorithm"], args, spec)
+        identity = identify(config)
         if config["algorithm"] not in algorithms.names():
             missing = f"there is no {config['algorithm']}.py here"
             notes.append(f"{name}: {missing}, so its settings are not compared with the paper's")
         run = Run(
             path=path,
             name=name,
-            algorithm=algorithm,
+            **identity._asdict(),
             spec=spec,
             task=(dataclasses.replace(spec, task=None) if is_default else spec).short_name,
             seed=args["seed"],
             args=args,
             data=describe_source(config["dataset"]),
-            settings=settings
-            | {
-                "data": _identity(config["dataset"]),
-                "physics": mujoco_versions.describe(spec, mujoco) if mujoco else "unknown",
-            },
             sha256=config["dataset"]["sha256"],
-            script=config.get("code", {}).get("script"),
-            size=size,
-            metric=metric,
-            curve={int(row["step"]): row[metric] for row in evaluations if math.isfinite(row[metric])},
+            metric=score_metric(evaluations),
+            curve={step: score for step, score in scores(evaluations).items() if math.isfinite(score)},
             minutes={int(row["step"]): row["time/seconds"] / 60 for row in times},
-            machine=config.get("device", "unknown") + (f", {together} seeds together" if together > 1 else ""),
+            machine=config["device"] + (f", {together} seeds together" if together > 1 else ""),
             unlike=mujoco_versions.difference(spec, config["dataset"], mujoco) if mujoco else None,
         )
-        run_directory.HEADLINE_EVALUATIONS[spec.suite]
+        HEADLINE_EVALUATIONS[spec.suite]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{name}: config.json or a table is damaged ({error!r})") from error
     if len(run.curve) < len(evaluations):
@@ -324,46 +297,18 @@ def _read_table(path: pathlib.Path, name: str, table: str, notes: list[str]) -> 
         raise UserError(f"{name}: {describe_os_error(error)}") from error
 
 
-def _method(script: str, args: dict[str, Any], spec: EnvSpec) -> tuple[str, dict[str, Any], str]:
-    """The name of what was run, its settings (defaults for arguments that it did not have yet), and its `Run.size`."""
-    settings = {name: value for name, value in args.items() if name not in INCIDENTAL}
-    fine_tuned = ["fine-tuned"] * (args["online_steps"] > 0)
-    if script not in algorithms.names():
-        return ", ".join([script, *fine_tuned]), settings, ""
-    algorithm = algorithms.load(script)
-    defaults = {field.name: field.default for field in dataclasses.fields(algorithm.Args)}
-    taken = algorithm.Args(**in_their_types(algorithm.Args, {n: settings[n] for n in settings if n in defaults}))
-    _, published = algorithm.published_settings(taken, spec)
-    name, settings = algorithm.method(taken), {n: v for n, v in (defaults | args).items() if n not in INCIDENTAL}
-    others, size = [], []
-    for setting, value in settings.items():
-        paper = (defaults | published).get(setting)
-        if describe_value(value) == describe_value(paper) or (setting not in defaults and not value):
-            continue  # what this script does not have, and was off, changed nothing
-        if setting in ("offline_steps", "hidden_sizes"):
-            size.append(f"{setting} {describe_value(value)}")
-        elif setting in SIZE:
-            continue
-        elif setting not in defaults or algorithm.method(dataclasses.replace(taken, **{setting: paper})) == name:
-            others.append(f"{setting} {describe_value(value)}")  # else the name says it
-    return ", ".join([name, *others, *fine_tuned]), settings, ", ".join(size)
-
-
-def _identity(dataset: dict[str, Any]) -> str:
-    """Of a data set: its SHA-256; where it was collected by a known recipe, that of the recipe."""
-    if dataset["source"] == "collected" and "versions" in dataset and ("oracle" in dataset or "policy" in dataset):
-        recipe = json.dumps({name: dataset.get(name) for name in RECIPE}, sort_keys=True)
-        return hashlib.sha256(recipe.encode()).hexdigest()
-    return dataset["sha256"]
-
-
 def _by_settings(algorithm: str, runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'."""
+    """Runs that may be averaged, by a name that says what distinguishes them: 'DROL(16), bc_coef 3'.
+
+    Of one seed that was run with several versions of common/ neither run counts twice, nor is it left out.
+    """
     names = sorted({name for run in runs for name in run.settings})
     varying = [name for name in names if len({describe_value(run.settings.get(name)) for run in runs}) > 1]
+    if len({(run.seed, run.common) for run in runs}) > len({run.seed for run in runs}):
+        varying.append("common/")
     groups = collections.defaultdict(list)
     for run in runs:
-        values = run.settings | {"data": run.data_set}
+        values = run.settings | {"data": run.data_set, "common/": run.common}
         method = ", ".join([algorithm, *(f"{name} {describe_value(values.get(name))}" for name in varying)])
         groups[method].append(run)
     return dict(groups)
@@ -379,13 +324,15 @@ def _one_per_seed(runs: list[Run], notes: list[str]) -> list[Run]:
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def _unlike_budgets(task: str, methods: dict[str, list[Run]]) -> list[str]:
-    """A line for each setting that the algorithms of one task should share and do not."""
-    first = {method: members[0] for method, members in methods.items()}
-    notes = []
-    for name in (*BUDGET, "data"):
-        values = {m: run.data_set if name == "data" else describe_value(run.args[name]) for m, run in first.items()}
+def _unlike(task: str, methods: dict[str, list[Run]]) -> list[str]:
+    """A line for each setting that the methods of one task should share and do not, for their data and for common/."""
+    notes, names = [], dict.fromkeys(name for members in methods.values() for name in members[0].budget)
+    for name in (*names, "data", "common/"):
+        values = {}
+        for method, members in methods.items():
+            each = {{"data": run.data_set, "common/": run.common}.get(name, run.budget.get(name)) for run in members}
+            values[method] = " and ".join(sorted(map(str, each)))
         in_names = any(f", {name} " in method for method in methods)
-        if len(set(values.values())) > 1 and not in_names:
+        if (len(set(values.values())) > 1 and not in_names) or any(" and " in value for value in values.values()):
             notes.append(f"unlike in {task}: {name} " + ", ".join(f"{v} ({m})" for m, v in values.items()))
     return notes

@@ -38,7 +38,8 @@ from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, En
 from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
 from common.progress import duration
-from common.run_directory import headline_steps, read_table, score_metric
+from common.roles import Role, with_role
+from common.run_directory import headline_steps, read_table, scores
 from jobs import (
     REPOSITORY,
     Job,
@@ -56,10 +57,6 @@ from jobs import (
 from published import group_of
 
 STAR = "drol-star"  # drol.py with the K that the paper tuned
-# Of the scripts' arguments: what the sweep gives; what the job for a data set is told, too; what names do not say.
-OWN = {"env_id", "seed", "num_seeds", "run_dir", "resume", "evaluate", "video", "print_config", "drol_star"}
-OF_DATA = ("data_source", "dataset_dir", "collect_episodes", "collect_workers")
-UNNAMED = runs.INCIDENTAL - {"data_source", "collect_episodes"} | {"num_candidates"}  # (K is in all names anyway)
 SLURM = {"job_name": "sweep", "time": 24 * 60, "signal_delay_s": 120}  # minutes, seconds to save in
 FETCH = "results/fetch.py"
 ARRAY_SIZE = 1000  # Slurm's own limit, unless it is configured otherwise
@@ -130,15 +127,16 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
         module = algorithms.load("drol" if own else algorithm)
         has = {field.name for field in dataclasses.fields(module.Args)} - ({"num_candidates"} if own else set())
         names = [name for name in values if name in has]
+        unnamed = with_role(module.Args, Role.HOW, Role.PLACE) | {"num_candidates"}  # (K is in all names anyway)
+        of_data = sorted(with_role(module.Args, Role.DATA, Role.PLACE) & set(names))
         for words in itertools.product(*(values[name] for name in names)):
             options, choice = (*own, *itertools.chain(*words)), dict(zip(names, words, strict=True))
             given = dataclasses.replace(_read(module.Args, options), env_id=spec.name)
             settings, origins = complete(given, spec, module.published_settings)
             k = [f"k{settings.num_candidates}"] if "num_candidates" in origins else []
-            told = [f"{choice[n][0][2:]}{'x'.join(choice[n][1:])}" for n in sorted(choice) if n not in UNNAMED]
+            told = [f"{choice[n][0][2:]}{'x'.join(choice[n][1:])}" for n in sorted(choice) if n not in unnamed]
             name = "-".join([algorithm, spec.short_name, *k, *told])
             data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
-            of_data = itertools.chain(*(choice[name] for name in OF_DATA if name in choice))
             methods[name] = Method(
                 name=name,
                 task=spec.short_name,
@@ -146,7 +144,9 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
                 options=("--env-id", spec.name, *options),
                 updates=settings.offline_steps + settings.online_steps,
                 settings=", ".join(f"{name} {getattr(settings, name)} ({origins[name]})" for name in origins),
-                data=("--env-id", data_set, *of_data) if settings.dataset_path is None else (),
+                data=("--env-id", data_set, *itertools.chain(*map(choice.get, of_data)))
+                if settings.dataset_path is None
+                else (),
                 seeds=args.seeds,
                 seeds_per_job=args.seeds_per_job,
             )
@@ -177,14 +177,16 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
     Raises:
         UserError: not an argument of a script, or one that the sweep gives; several values, but no place in the name.
     """
-    scripts = map(algorithms.load, algorithms.names())
-    fields = {field.name: field for script in scripts for field in dataclasses.fields(script.Args)}
+    scripts = [algorithms.load(name).Args for name in algorithms.names()]
+    fields = {field.name: field for script in scripts for field in dataclasses.fields(script)}
+    own = set().union({"drol_star"}, *(with_role(script, Role.RUN) for script in scripts))  # what the sweep gives
+    unnamed = set().union(*(with_role(script, Role.HOW, Role.PLACE) for script in scripts))
     values = collections.defaultdict(list)
     while words:
         given = words.pop(0).replace("_", "-")
         name = given.removeprefix("--").replace("-", "_")
         name = name if name in fields else name.removeprefix("no_")
-        if not given.startswith("--") or name not in fields or name in OWN:
+        if not given.startswith("--") or name not in fields or name in own:
             raise UserError(f"{given}: neither an argument of the sweep, nor one of the scripts that it passes on")
         taken = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
         del words[: len(taken)]
@@ -192,7 +194,7 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
             values[name].append((given, *taken))
         else:
             values[name] += [(given, word) for word in taken] or [(given,)]
-        if len(values[name]) > 1 and name in UNNAMED - {"num_candidates"}:
+        if len(values[name]) > 1 and name in unnamed:
             raise UserError(f"{given}: can have one value only, since runs are not told apart by it")
     return dict(values)
 
@@ -277,9 +279,9 @@ def score_so_far(run: pathlib.Path) -> float | None:
     """Headline score of the evaluations that are there."""
     if not (run / "eval.csv").exists() or not (rows := read_table(run / "eval.csv", at_damage="stop")):
         return None
-    config, by_step = config_of(run), {row["step"]: row for row in rows}
+    config, by_step = config_of(run), scores(rows)
     last = headline_steps(config["environment"]["suite"], config["args"], by_step)
-    return sum(by_step[step][score_metric(rows)] for step in last) / len(last)
+    return sum(by_step[step] for step in last) / len(last)
 
 
 HEADER = ("task", "method", "seeds", "updates", "score so far", "device time left", "settings")

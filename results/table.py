@@ -19,7 +19,7 @@ from tabulate import tabulate
 import runs
 from common.errors import exit_in_one_line
 from published import num_tasks, published_scores
-from runs import BUDGET, Comparison, Run, describe_value
+from runs import Comparison, Run, describe_value
 
 PAPER_METHODS = ("DROL(16)", "DROL*", "FQL")
 
@@ -79,10 +79,10 @@ def _group_cell(comparison: Comparison, group: str, size: int, algorithm: str) -
             by_task[task] = finished
     if not by_task:
         return "not run"
+    first = next(iter(by_task.values()))[0]
     if len(by_task) < size:
         return f"{len(by_task)} of {size} tasks"
-    budgets = {tuple(describe_value(members[0].args[name]) for name in BUDGET) for members in by_task.values()}
-    if len(budgets) > 1:
+    if any(members[0].budget != first.budget for members in by_task.values()):
         return "unlike settings"
     seeds = sorted(set.intersection(*({run.seed for run in members} for members in by_task.values())))
     if not seeds:
@@ -90,7 +90,6 @@ def _group_cell(comparison: Comparison, group: str, size: int, algorithm: str) -
     if dropped := [run.name for members in by_task.values() for run in members if run.seed not in seeds]:
         comparison.notes.append(f"not in the mean of {group}, for not every task has the seed: {', '.join(dropped)}")
     scores = [np.mean([run.score for members in by_task.values() for run in members if run.seed == s]) for s in seeds]
-    first = next(iter(by_task.values()))[0]
     kinds = {members[0].data.split(":")[0] for members in by_task.values()}
     number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     return (

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,17 @@ def pointmaze_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
 def cube_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
     """cube-single, 2 episodes of 1001 steps."""
     return collected("cube-single", once, 2, val_episodes=0, workers=2)
+
+
+def copy_repository(folder: pathlib.Path) -> pathlib.Path:
+    """A copy of what is run, without results: to be edited."""
+    raw = shutil.ignore_patterns("drol-*", "fql-*", "seed[0-9]*", "*.p[dn][fg]", "__pycache__")
+    for name in ("common", "results", "tests"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=raw)
+    for file in REPOSITORY.glob("[!.]*.*"):
+        if file.is_file():
+            shutil.copy(file, folder)
+    return folder
 
 
 @pytest.fixture

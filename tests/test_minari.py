@@ -242,6 +242,7 @@ def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Pa
                     "narrow actions": ("actions", lambda x: x[:, :-1]),
                     "short rewards": ("rewards", lambda x: x[:-1]),
                     "rewards in a column": ("rewards", lambda x: x[:, None]),
+                    "rewards beyond float32": ("rewards", lambda x: np.full(len(x), 1e39)),
                     "rewards in words": ("rewards", lambda x: np.array([b"one"] * len(x))),
                 }[kind]
                 values = change(episode[name][:])
@@ -258,12 +259,13 @@ def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Pa
         ("a list", "damaged"),
         ("episodes missing", "does not agree with its 1 episodes of 150 steps"),
         ("other format", "damaged|another package"),
-        ("nan", "NaN or infinity in observations of episode 1"),
+        ("nan", "observations of episode 1 hold NaN or infinity"),
         ("range", r"\[-1, 1\], episode 1 has 1.5"),
         ("narrow observations", "observations of episode 1 have shape"),
         ("narrow actions", "actions of episode 1 have shape"),
         ("short rewards", "episode 1"),
         ("rewards in a column", "rewards of episode 1 have shape"),
+        ("rewards beyond float32", "rewards of episode 1 hold NaN or infinity"),
         ("rewards in words", "damaged"),
     ],
 )

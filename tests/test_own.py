@@ -130,6 +130,29 @@ def test_transitions_in_any_order_keep_their_successors(tmp_path):
     np.testing.assert_allclose(data.observations[data.transitions + 1], successors, rtol=1e-6)
 
 
+@pytest.mark.parametrize("cut", ["timeouts", "truncations"])
+@pytest.mark.parametrize("masks", [np.array([1, 1, 0, 1, 1]), None])
+def test_flags_of_other_conventions_cut_trajectories(tmp_path, cut, masks):
+    """As D4RL's and Gymnasium's: `terminals` are 1 where the task is complete, another flag where it was cut."""
+    flags = {"terminals": np.array([0, 0, 1, 0, 0]), cut: np.array([0, 0, 0, 0, 1]), "masks": masks}
+    ours = datasets.read_transitions(resolve(REACH), write(tmp_path / "ours.npz"))
+    theirs = datasets.read_transitions(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
+    for name, array in vars(ours).items():
+        np.testing.assert_array_equal(array, getattr(theirs, name), err_msg=name)
+    early = flags | {"terminals": np.zeros(5), cut: np.array([0, 1, 0, 0, 1]), "masks": None}
+    data = datasets.read_transitions(resolve(REACH), write(tmp_path / "cut.npz", **early))
+    np.testing.assert_allclose(data.observations[data.transitions, 0], [0, 0.4, 0.6])  # neither row that was cut
+    np.testing.assert_array_equal(data.masks[data.transitions], 1)
+
+
+def test_what_is_not_read_of_a_file_is_named(tmp_path, capsys):
+    path = write(tmp_path / "a.npz", terminations=np.zeros(5), **{"infos/goal": np.zeros((5, 2))})
+    datasets.read_transitions(resolve(REACH), path)
+    assert capsys.readouterr().out == f"note: {path}: not read: infos/goal, terminations\n"  # masks say it already
+    datasets.read_transitions(resolve(REACH), write(path, timeouts=np.zeros(5)))
+    assert capsys.readouterr().out == ""
+
+
 BAD = [
     ({"rewards": None}, "rewards is missing"),
     ({"terminals": None}, "terminals is missing"),
@@ -140,6 +163,9 @@ BAD = [
     ({"rewards": np.array([0, np.nan, 0, 0, 0])}, "NaN or infinity in rewards, first in row 1"),
     ({"next_observations": np.full((5, 2), np.inf)}, "NaN or infinity in next_observations"),
     ({"actions": np.full((5, 2), 1.5)}, r"actions must lie in \[-1, 1\], the largest is 1.5"),
+    ({"actions": np.full((5, 2), -128, np.int8)}, r"actions must lie in \[-1, 1\], the largest is 128"),
+    ({"observations": np.where(np.arange(10).reshape(5, 2) == 5, -1e39, 0)}, "in observations, first in row 2"),
+    ({"timeouts": np.zeros(4)}, "4 rows of timeouts but 5"),
     ({"masks": np.full(5, 2)}, r"masks \(1 - terminations\) must lie in \[0, 1\]"),
     ({"terminals": np.zeros(5)}, "the last trajectory does not end"),
     ({"terminals": np.ones(5), "masks": np.ones(5)}, "holds no transition"),
@@ -197,6 +223,17 @@ def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
         datasets.read_ogbench(spec, cube_file, own_rewards=True)
 
 
+def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_path, cube_file, capsys):
+    with np.load(cube_file) as file:
+        arrays = dict(file)
+    timeouts = np.zeros(len(arrays["terminals"]))
+    timeouts[[10, 500]] = 1
+    np.savez(tmp_path / "a.npz", **arrays, timeouts=timeouts, goals=timeouts)
+    plain, data = (datasets.read_ogbench(resolve("cube-single"), path) for path in (cube_file, tmp_path / "a.npz"))
+    np.testing.assert_array_equal(data.transitions, np.setdiff1d(plain.transitions, [10, 500]))
+    assert f"{tmp_path / 'a.npz'}: not read: goals\n" in capsys.readouterr().out
+
+
 # A trained policy in a program of one's own
 
 
@@ -248,9 +285,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     keys = keys_of_runs([0]).evaluation
     evaluator = evaluation.Evaluator(loaded.spec, 1, seeds=[0], workers=1, dataset_path=loaded.dataset_path)
     act = lambda params, observation, key: algorithm.sample_action(args, params, observation, key)  # noqa: E731
-    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes(run.dataset_path), key))[
-        1
-    ]
+    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes, key))[1]
     (result,) = evaluator(evaluation.policies_of(act, keys)(params))
 
     env, act_here = loaded.make_env(), jax.jit(loaded)
@@ -266,7 +301,6 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
 
 def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, monkeypatch):
     monkeypatch.setattr(policy, "make_evaluation_env", None)
-    monkeypatch.setattr("common.run_directory.make_evaluation_env", None)
     loaded = load_policy(str(run_of(reach, "reach-Reach-v0")))
     observations, key = jnp.array([[0.5, 0.5], [-0.5, 0.1], [0.0, -1.0]]), jax.random.key(5)
     batch = jax.jit(loaded)(observations, key)

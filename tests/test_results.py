@@ -10,39 +10,18 @@ import sys
 import numpy as np
 import pytest
 from conftest import REPOSITORY, run_script
-from toys import completed
+from toys import CODE, write_run
 
 sys.path.insert(0, str(REPOSITORY / "results"))
 
 import candidates
-import drol
-import fql
 import plot
 import published
 import runs
 import table
-from common import envs, run_directory
+from common import algorithms, envs
 from common.env_ids import resolve
 from common.errors import UserError
-
-
-def write_run(
-    path: pathlib.Path, env_id: str = "cube-single", algorithm: str = "drol", seed: int = 0, scores=(10, 60, 80), **args
-) -> pathlib.Path:
-    """A run directory of the real format, finished if there are three scores."""
-    script, spec = {"drol": drol, "fql": fql}[algorithm], resolve(env_id)
-    settings = {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, "hidden_sizes": (8, 8)}
-    resolved, origins = completed(script, script.Args(**{**settings, **args}), env_id)
-    provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
-    provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
-    run_directory.RunDirectory.create(
-        path, algorithm, spec, resolved, origins, provenance, {"observation": 28, "action": 5}, [seed]
-    )
-    steps = range(100, 100 * len(scores) + 1, 100)
-    rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
-    (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
-    (path / "time.csv").write_text("\n".join(["step,time/seconds", *(f"{step},{step * 6}" for step in steps), ""]))
-    return path
 
 
 def edit_config(path: pathlib.Path, change) -> pathlib.Path:
@@ -62,6 +41,12 @@ def cell(markdown: str, row: str, column: str) -> str:
         elif header and row in (line[1], f"{line[1]} {line[2]}"):
             return line[header.index(column)]
     raise KeyError((row, column))
+
+
+@pytest.fixture(autouse=True)
+def code_as_committed(monkeypatch):
+    """Whatever is being edited here."""
+    monkeypatch.setattr(algorithms, "code_of", lambda name: CODE)
 
 
 @pytest.fixture
@@ -280,14 +265,6 @@ def test_a_variant_is_named_by_what_is_not_the_papers_and_never_counts_as_the_pa
     assert "not the paper's size: offline_steps 300, hidden_sizes 8 8 (antmaze-large, cube-double," in text
 
 
-def test_runs_of_two_versions_of_a_script_are_averaged_with_a_line_that_says_so(tmp_path, markdown):
-    for seed, script in ((0, "aaaaaaaa"), (1, "aaaaaaaa"), (2, "bbbbbbbb")):
-        path = write_run(tmp_path / str(seed), seed=seed)
-        edit_config(path, lambda config, script=script: config["code"].update(script=script))
-    assert "made by 2 versions of the script (aaaaaa, bbbbbb)" in markdown(tmp_path)
-    assert "versions of the script" not in markdown(tmp_path / "0", tmp_path / "1")
-
-
 def test_a_run_whose_script_is_not_here_is_shown_by_its_name(tmp_path, markdown):
     edit_config(write_run(tmp_path / "a"), lambda config: config.update(algorithm="rebrac"))
     text = markdown(tmp_path)
@@ -382,9 +359,8 @@ def test_runs_of_another_physics_are_named_and_not_averaged(tmp_path, markdown):
 
 def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
     """Their score is not the paper's offline score, and an argument that older runs did not have sets no run apart."""
-    online = write_run(tmp_path / "online", offline_steps=100, online_steps=200, buffer_size=400_000)
+    online = write_run(tmp_path / "online", offline_steps=100, online_steps=200)
     old = write_run(tmp_path / "old")
-    edit_config(old, lambda config: config["args"].pop("online_steps"))
     edit_config(write_run(tmp_path / "new", seed=1), lambda config: config["args"].update(balanced_sampling=False))
     edit_config(old, lambda config: config["args"].pop("balanced_sampling"))
     text = markdown(*(tmp_path / name for name in ("online", "old", "new")))

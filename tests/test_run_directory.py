@@ -1,7 +1,6 @@
 """Logs and checkpoints on disk."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -9,14 +8,13 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from toys import completed
 
 import drol
-from common import checkpoints, files, run_directory
+from common import algorithms, checkpoints, files, run_directory
 from common.env_ids import resolve
 from common.errors import UserError
-from common.run_directory import RunDirectory, read_config, read_table, score_metric
+from common.run_directory import RunDirectory, read_config, read_table, score_metric, scores
 from common.runs import Checkpoint, Runs
 from common.seeds import Seeds
 
@@ -105,14 +103,28 @@ def test_an_argument_that_a_run_did_not_have_takes_its_default_and_an_unknown_on
         run.read_args(drol.Args)
 
 
-def test_a_run_knows_its_code_and_says_what_has_changed_since(run, capsys):
-    code = run.config["code"]
-    assert code["script"] == hashlib.sha256((REPOSITORY / "drol.py").read_bytes()).hexdigest()
+def test_a_run_remembers_all_the_code_that_it_was_trained_with(run, monkeypatch, capsys):
+    """As a list, from which update on; what came after the update that it goes on from is trained again."""
+
+    def goes_on(step: int, script: str, common: str = "b") -> list[tuple[int, str, str]]:
+        code = {"script": script, "common": common, "commit": "abcdef0123456789", "dirty": True, "modified": True}
+        monkeypatch.setattr(algorithms, "code_of", lambda name: code)
+        run.note_changes_of_code()
+        run.rewind(step)
+        assert read_config(run.path) == run.config
+        return [(each["step"], each["script"], each["common"]) for each in run.config["code"]]
+
+    assert run.config["code"] == [{"step": 0} | algorithms.code_of("drol")]
     run.note_changes_of_code()
     assert capsys.readouterr().out == ""
-    run.config["code"] = code | {"script": "0" * 64, "commit": "abcdef0123456789"}
-    run.note_changes_of_code()
-    assert capsys.readouterr().out == f"note: drol.py changed since {run.path} began (with commit abcdef0123)\n"
+    assert goes_on(0, "a") == [(0, "a", "b")]  # from the beginning
+    capsys.readouterr()
+    assert goes_on(20, "c") == [(0, "a", "b"), (20, "c", "b")]
+    said = f"note: drol.py changed since {run.path} was trained (with commit abcdef0123)\n"
+    assert capsys.readouterr().out == said
+    assert goes_on(40, "c") == [(0, "a", "b"), (20, "c", "b")]
+    assert goes_on(40, "c", "d") == [(0, "a", "b"), (20, "c", "b"), (40, "c", "d")]
+    assert goes_on(20, "a") == [(0, "a", "b")]
 
 
 def test_other_data_is_refused(run):
@@ -121,16 +133,28 @@ def test_other_data_is_refused(run):
         run.check_data({"path": "x.npz", "sha256": "1"})
 
 
-def test_a_column_that_comes_later_is_0_before(run):
-    """Some environments report success only where there is one."""
-    run.log("eval", {"step": 10, "evaluation/return": 2.5})
-    run.log("eval", {"step": 20, "evaluation/success": 50.0, "evaluation/return": 3.0})
-    run.log("eval", {"step": 30, "evaluation/return": 4.0})
-    expected = [
-        {"step": step, "evaluation/success": success, "evaluation/return": value}
-        for step, success, value in ((10, 0, 2.5), (20, 50, 3), (30, 0, 4))
-    ]
-    assert read_table(run.path / "eval.csv") == list(run.evaluations.values()) == expected
+@pytest.mark.parametrize("table", ["train", "eval"])
+def test_a_metric_that_comes_later_has_empty_cells_before_and_none_is_lost(run, table):
+    path = run.path / f"{table}.csv"
+    run.log(table, {"step": 10, "a": 2.5, "b": 1.0})
+    run.log(table, {"step": 20, "a": 3.0, "new": 7.0})
+    again = reopen(run)
+    again.rewind(20)
+    again.log(table, {"step": 30, "new": 8.0, "b": 4.0, "newer": 9.0})
+    assert path.read_text() == "step,a,b,new,newer\n10,2.5,1,,\n20,3,,7,\n30,,4,8,9\n"
+    again.rewind(30)
+    assert path.read_text() == "step,a,b,new,newer\n10,2.5,1,,\n20,3,,7,\n30,,4,8,9\n"
+    assert read_table(path)[1] == {"step": 20, "a": 3.0, "new": 7.0}
+    again.rewind(10)
+    assert read_table(path) == [{"step": 10, "a": 2.5, "b": 1.0}]
+
+
+def test_where_no_success_is_reported_there_was_none():
+    """Some environments report it only where there is one. A score that is not there otherwise is not made up."""
+    rows = [{"step": 10, "evaluation/return": 2.5}, {"step": 20, "evaluation/success": 50.0, "evaluation/return": 3.0}]
+    assert scores(rows) == {10: 0, 20: 50}
+    rows[1]["evaluation/normalized_score"] = 4.0
+    assert scores(rows) == {20: 4}
 
 
 def test_a_run_that_was_closed_can_be_opened_again_in_the_same_process(run):

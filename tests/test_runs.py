@@ -212,18 +212,27 @@ def test_seeds_that_have_not_ended_say_how_they_go_on_together(tmp_path, capsys)
     assert f"--resume {each[0].path} {each[1].path}\n" in capsys.readouterr().out
 
 
-def test_rows_are_means_over_their_interval_alone(tmp_path):
+def test_rows_are_means_of_what_was_there_to_the_same_bits_however_cut(tmp_path):
     each = directories(tmp_path)
-    each[0].config["args"]["log_interval"] = 4
+    q = (np.random.default_rng(0).normal(size=(2, 1000))).astype(np.float32)
+
+    def means(*cuts: int) -> list[dict[str, float]]:
+        metrics = Runs(each).unlogged
+        metrics.add(0, {"q": q[:, 0]})  # a single update
+        for first, end in zip((1, *cuts), (*cuts, 1000), strict=True):
+            metrics.add(first, {"q": q[:, first:end]})
+        return metrics.take_means()
+
+    whole = means()
+    assert whole == means(3, 400, 401) == means(*range(2, 1000))
+    np.testing.assert_allclose([row["q"] for row in whole], q.mean(1, dtype=np.float64), rtol=1e-12)
+
     metrics = Runs(each).unlogged
-    rng = np.random.default_rng(0)
-    q = rng.normal(size=(2, 8)).astype(np.float32)
-    for first, end in [(0, 3), (3, 4)]:
-        metrics.add(first, {"q": q[:, first:end]})
-    np.testing.assert_allclose([row["q"] for row in metrics.means(0, 4)], q[:, :4].mean(1), rtol=1e-6)
-    metrics.add(4, {"q": q[:, 4]})  # a single update
-    metrics.add(5, {"q": q[:, 5:7]})
-    np.testing.assert_allclose([row["q"] for row in metrics.means(4, 7)], q[:, 4:7].mean(1), rtol=1e-6)
+    metrics.add(0, {"q": q[:, :3]})
+    metrics.add(3, {"q": q[:, 3:4], "new": q[:, 3:4]})  # after a resume, in the middle of an interval
+    np.testing.assert_allclose([row["new"] for row in metrics.take_means()], q[:, 3], rtol=1e-12)
+    metrics.add(4, {"new": q[:, 4]})
+    assert [list(row) for row in metrics.take_means()] == [["new"], ["new"]]  # and begins anew
 
 
 def test_a_metric_that_is_not_finite_is_named_with_its_seed_and_update(tmp_path):

@@ -2,12 +2,11 @@
 
 import difflib
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, command
+from conftest import REPOSITORY, command, copy_repository
 from test_both import definitions
 
 # ruff: noqa: E501
@@ -78,13 +77,7 @@ def third_algorithm() -> str:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy of the repository with a third algorithm in it."""
-    folder = tmp_path_factory.mktemp("copy") / "repository"
-    raw = shutil.ignore_patterns("drol-*", "fql-*", "seed[0-9]*", "*.p[dn][fg]", "__pycache__")
-    for name in ("common", "results", "tests"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=raw)
-    for file in REPOSITORY.glob("*.*"):
-        if file.is_file():
-            shutil.copy(file, folder)
+    folder = copy_repository(tmp_path_factory.mktemp("copy") / "repository")
     (folder / "bc.py").write_text(third_algorithm())
     return folder
 

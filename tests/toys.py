@@ -3,17 +3,22 @@
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import drol
+import fql
 from common.arguments import complete
 from common.env_ids import resolve
 from common.replay import Dataset
+from common.run_directory import RunDirectory
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
+CODE = {"script": "a" * 64, "common": "b" * 64, "commit": "c" * 40, "dirty": False, "modified": False}
 PROBE = {"hidden_sizes": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "tau": 0.05}
 
 
@@ -67,6 +72,23 @@ def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
     )
     noise = jax.tree.map(lambda x: x.astype(dtype), algorithm.sample_noise(args, ACTION_DIM, jax.random.key(seed + 1)))
     return state, batch, noise
+
+
+def write_run(
+    path: pathlib.Path, env_id: str = "cube-single", algorithm: str = "drol", seed: int = 0, scores=(10, 60, 80), **args
+) -> pathlib.Path:
+    """A run directory of the real format, finished if there are three scores."""
+    script, spec = {"drol": drol, "fql": fql}[algorithm], resolve(env_id)
+    settings = {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, "hidden_sizes": (8, 8)}
+    resolved, origins = completed(script, script.Args(**{**settings, **args}), env_id)
+    provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
+    provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
+    RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, {"observation": 28, "action": 5}, [seed])
+    steps = range(100, 100 * len(scores) + 1, 100)
+    rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
+    (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
+    (path / "time.csv").write_text("\n".join(["step,time/seconds", *(f"{step},{step * 6}" for step in steps), ""]))
+    return path
 
 
 def random_dataset(rows: int = 40, episode: int = 10) -> Dataset:
