@@ -204,7 +204,7 @@ class Runs:
 
     def bytes_of_batches(self, batch_size: int) -> int:
         """Of what one update of all seeds learns from."""
-        observation, action = self._runs[0].sizes(self.dataset_path)
+        observation, action = self._runs[0].sizes
         return 4 * len(self._runs) * batch_size * (2 * observation + action + 2)
 
     @property
