@@ -235,7 +235,7 @@ def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "error: interrupted"
-    assert [path for path in tmp_path.iterdir() if not path.name.startswith(".lock-")] == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 NONSENSE = [
