@@ -26,7 +26,7 @@ from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line, expanded
 from common.files import making, sha256, write_whole
-from common.machine import available_cores
+from common.processes import available_cores
 from common.workers import Episode, collect_episodes
 
 ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"

@@ -25,6 +25,7 @@ from common.env_ids import EnvSpec
 from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
 from common.errors import UserError
 from common.files import write_whole
+from common.processes import available_cores, check_locks
 from common.progress import describe
 from common.replay import Batch
 from common.run_directory import RunDirectory, score_metric
@@ -78,14 +79,19 @@ class Evaluator:
         seeds: training seeds.
         workers: processes, each with several environments; one for each core if None. One is this process itself.
         dataset_path: folder of the Minari data set, which names the environment; OGBench needs none.
+
+        Raises:
+            UserError: there cannot be several processes here.
         """
         self.spec = spec
         self.dataset_path = dataset_path
         self.reference_scores = minari_data.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
-        workers = workers or machine.available_cores()
+        workers = workers or available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker
         self.workers = math.ceil(len(seeds) * self.lanes / self._share)
+        if self.workers > 1:
+            check_locks("make room there, or take --eval-workers 1, which needs none")
         self.episode_seeds = [
             [int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)]
             for seed in seeds
@@ -226,6 +232,7 @@ class Evaluator:
             os.environ.setdefault("MUJOCO_GL", "egl")
         gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
         make = functools.partial(make_film_env, self.spec, self.dataset_path, size)
+        check_locks("make room there")
         with starting_workers():
             env = Workers([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
@@ -329,7 +336,7 @@ class Evaluations:
         policies = self._policies(self._session.seeds.gather(params))  # copies: the next chunk reuses the memory
         stop = lambda: self._session.stop_requested() or self._closing.is_set()  # noqa: E731
         self._under_way = step, self._thread.submit(self._evaluator, policies, stop)
-        self.log_finished(wait=machine.available_cores() == 1)
+        self.log_finished(wait=available_cores() == 1)
 
     def log_finished(self, *, wait: bool = False) -> None:
         """Log the evaluation that is under way, if it has ended or is to be waited for.

@@ -14,7 +14,7 @@ from common import datasets
 from common.arguments import RunArgs
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
-from common.machine import available_cores
+from common.processes import available_cores
 
 
 def main(args: RunArgs) -> None:

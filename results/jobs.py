@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from common.arguments import RunArgs, flag
 from common.errors import describe_os_error
 from common.files import holder_of, try_lock, write_whole
+from common.processes import usable_cores
 from common.roles import Role, with_role
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -77,11 +78,6 @@ class Place(NamedTuple):
 def sharing_a_gpu(jobs_per_gpu: int) -> tuple[tuple[str, str], ...]:
     """The memory of a device is divided evenly: JAX would take three quarters of it for its first process."""
     return (("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY / jobs_per_gpu:.3g}"),) if jobs_per_gpu > 1 else ()
-
-
-def usable_cores() -> list[int]:
-    """Of this machine's, those that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def sharing_cores(places: Sequence[Place]) -> list[Place]:

@@ -37,6 +37,7 @@ from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
 from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
+from common.processes import usable_cores
 from common.progress import duration
 from common.roles import Role, with_role
 from common.run_directory import headline_steps, read_table, scores
@@ -52,7 +53,6 @@ from jobs import (
     sharing_a_gpu,
     sharing_cores,
     together,
-    usable_cores,
 )
 from published import group_of
 
