@@ -18,9 +18,8 @@ from collections.abc import Callable
 from importlib import metadata
 
 import numpy as np
-import tyro
 
-from common import adroit, mujoco_versions
+from common import adroit, command_line, mujoco_versions
 from common.adroit import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
@@ -456,4 +455,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args, prog="python -m common.collect")))
+    exit_in_one_line(lambda: main(command_line.read(Args, prog="python -m common.collect")))

@@ -142,7 +142,7 @@ def _locate_minari(
 
 def provenance(path: pathlib.Path) -> Provenance:
     """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
-    origin: Provenance = {"path": str(path.resolve()), "sha256": sha256(path)}
+    origin: Provenance = {"path": str(path.absolute()), "sha256": sha256(path)}
     return _source(path, origin["sha256"]) | origin
 
 

@@ -156,7 +156,7 @@ def provenance(path: pathlib.Path) -> dict[str, Any]:
         "dataset": dataset.id,
         "episodes": int(dataset.total_episodes),
         "algorithm": dataset.storage.metadata.get("algorithm_name", ""),
-        "path": str(path.resolve()),
+        "path": str(path.absolute()),
         "sha256": sha256(max(files, key=lambda file: file.stat().st_size)),
         **(collected or {}),
     }

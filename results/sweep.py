@@ -28,11 +28,10 @@ import tomllib
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-import tyro
 from tabulate import tabulate
 
 import runs
-from common import algorithms
+from common import algorithms, command_line
 from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
 from common.errors import UserError, exit_in_one_line, expanded
@@ -193,7 +192,7 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
         UserError: not an argument of a script, or one that the sweep gives; several values, but no place in the name.
     """
     scripts = [algorithms.load(name).Args for name in algorithms.names()]
-    fields = {field.name: field for script in scripts for field in dataclasses.fields(script)}
+    fields = {field.name: (field, script) for script in scripts for field in dataclasses.fields(script)}
     own = set().union({"drol_star"}, *(with_role(script, Role.RUN) for script in scripts))  # what the sweep gives
     unnamed = set().union(*(with_role(script, Role.HOW, Role.PLACE) for script in scripts))
     values = collections.defaultdict(list)
@@ -205,7 +204,9 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
             raise UserError(f"{given}: neither an argument of the sweep, nor one of the scripts that it passes on")
         taken = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
         del words[: len(taken)]
-        if isinstance(fields[name].default, bool | tuple):
+        field, script = fields[name]
+        taken = [command_line.canonical(script, name, word) for word in taken]
+        if isinstance(field.default, bool | tuple):
             values[name].append((given, *taken))
         else:
             values[name] += [(given, word) for word in taken] or [(given,)]
@@ -216,7 +217,7 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
 
 @functools.cache  # the same for all tasks
 def _read(args_class: type[RunArgs], options: tuple[str, ...]) -> RunArgs:
-    return tyro.cli(args_class, args=list(options), prog="results/sweep.py")
+    return command_line.read(args_class, args=list(options), prog="results/sweep.py")
 
 
 # ---- How it stands ---------------------------------------------------------------------------------------------------
@@ -432,7 +433,7 @@ def remembered(sweep: pathlib.Path) -> list[Method]:
 
 def parse(words: list[str]) -> tuple[Args, list[str]]:
     """Arguments of the sweep, and those that it passes on."""
-    return tyro.cli(Args, args=words, return_unknown_args=True)
+    return command_line.read(Args, args=words, return_unknown_args=True)
 
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:

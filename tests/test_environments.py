@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import pathlib
 import random
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -205,6 +206,44 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
     with pytest.raises(UserError, match=r"must lie in \[0, 1\], the largest, rescaled to \[-1, 1\], is 2\."):
         odd(bounds=(0, 1))
         datasets.read_transitions(resolve(NAME), args.dataset_path)
+
+
+def test_data_behind_links_that_are_renewed_is_found_where_it_was_given(odd, tmp_path, monkeypatch):
+    """A file's and a folder's; its SHA-256 decides."""
+    odd()
+    for name in ("old", "new", "other"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "version.npz", **odd_envs.data(seed=1 if name == "other" else 0))
+        (tmp_path / name / "link.npz").symlink_to("version.npz")
+    link = tmp_path / "data"
+    link.symlink_to("old")
+    monkeypatch.chdir(tmp_path)
+    drol.main(small(tmp_path, dataset_path=pathlib.Path("data/link.npz")))
+    monkeypatch.chdir(tmp_path / "new")
+    shutil.rmtree(tmp_path / "old")
+    link.unlink(), link.symlink_to("new")
+    (outcome,) = drol.main(drol.Args(resume=(tmp_path / "run",)))
+    assert outcome.score is not None
+    link.unlink(), link.symlink_to("other")
+    with pytest.raises(
+        UserError, match=rf"{link}/link\.npz is not the data that .*: its SHA-256 differs"
+    ):
+        drol.main(drol.Args(resume=(tmp_path / "run",)))
+
+
+def test_environments_of_gymnasium_itself_go_with_a_file(tmp_path, capsys):
+    """Actions of the pusher lie in [-2, 2]."""
+    rng, path = np.random.default_rng(0), tmp_path / "pusher.npz"
+    sizes = {"observations": (9, 23), "next_observations": (9, 23), "rewards": 9, "terminals": 9, "terminations": 9}
+    given = rng.uniform(-2, 2, (9, 7))
+    np.savez(path, actions=given, **{name: np.zeros(size) for name, size in sizes.items()})
+    where = {"dataset_dir": tmp_path, "source": "auto", "collect_episodes": None, "collect_workers": 1}
+    data, provenance = datasets.load(resolve("Pusher-v5", path), dataset_path=path, **where)
+    np.testing.assert_allclose(data.actions[data.transitions], given / 2, atol=1e-4)
+    assert provenance["action_bounds"] == [[-2] * 7, [2] * 7]
+    assert "note: actions of Pusher-v5 lie in [-2, 2]" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"Pusher-v5: its data has to be given, with --dataset-path FILE\.npz"):
+        datasets.load(resolve("Pusher-v5"), dataset_path=None, **where)
 
 
 def test_fine_tuning_stores_rescaled_actions(odd, tmp_path):

@@ -130,6 +130,10 @@ def test_what_is_given_is_in_the_name_but_for_what_has_no_part_in_what_is_learne
 def test_a_name_does_not_depend_on_how_it_is_said():
     (method,) = grid("--tau", 0.01, "--bc-coef", 3, algorithms=("drol",))
     assert grid("--bc_coef", 3, "--tau", 0.01, algorithms=("drol",))[0].name == method.name
+    for one, other in (("--offline-steps 1e6", "--offline_steps 1000000"), ("--tau .010", "--tau 1e-2")):
+        names = [[method.name for method in grid(*words.split(), algorithms=("drol",))] for words in (one, other)]
+        assert names[0] == names[1]
+    assert "tau0.01" in names[0][0]
     collected, downloaded = grid("--data-source", "collect", "download", algorithms=("drol",))
     assert collected.name != downloaded.name
 
