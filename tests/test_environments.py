@@ -225,9 +225,7 @@ def test_data_behind_links_that_are_renewed_is_found_where_it_was_given(odd, tmp
     (outcome,) = drol.main(drol.Args(resume=(tmp_path / "run",)))
     assert outcome.score is not None
     link.unlink(), link.symlink_to("other")
-    with pytest.raises(
-        UserError, match=rf"{link}/link\.npz is not the data that .*: its SHA-256 differs"
-    ):
+    with pytest.raises(UserError, match=rf"{link}/link\.npz is not the data that .*: its SHA-256 differs"):
         drol.main(drol.Args(resume=(tmp_path / "run",)))
 
 
