@@ -96,8 +96,7 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
         env_id: a short name ('cube-double', 'cube-double-task3', 'antmaze-large-stitch-task2', 'pen-human'), OGBench's
             own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, a Minari id, or
             Gymnasium's id ('HalfCheetah-v5'), where need be with the module that registers it ('my_envs:Reach-v0').
-        dataset_path: a Minari data set knows its own id, whatever it is: no other Minari set needs to be named. A file
-            is no Minari data set.
+        dataset_path: a Minari data set, a folder, knows its own id, whatever it is: no other needs to be named.
 
     Raises:
         UserError: no such environment, with the nearest known names.
@@ -147,7 +146,7 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     if match := re.fullmatch(r"(hopper|halfcheetah|walker2d|ant)-([a-z-]+)(-v\d+)?", env_id):
         nearest = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
         raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {nearest}")
-    names = [*known_names(), *known_to_gymnasium]
+    names = known_names() + known_to_gymnasium
     nearest = difflib.get_close_matches(env_id, names, n=4, cutoff=0.5) or ["cube-double", "pen-human"]
     raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
 
