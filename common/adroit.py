@@ -7,7 +7,6 @@ is made with them says so. The *human* and *cloned* sets begin with people, and 
 import functools
 import math
 import pathlib
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 from common import minari_data, mujoco_versions
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
-from common.files import making, sha256
+from common.files import making, sha256, write_whole_folder
 from common.workers import Episode, collect_episodes
 
 EXPERTS = pathlib.Path(__file__).parent / "experts"
@@ -72,7 +71,7 @@ def collect(spec: EnvSpec, *, episodes: int | None, seed: int = 0, workers: int)
     try:
         path = minari_data.local_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with making(path), tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+        with making(path):
             if (path / "data").is_dir():
                 print(f"data: found {path}", flush=True)
                 return path
@@ -91,8 +90,7 @@ def collect(spec: EnvSpec, *, episodes: int | None, seed: int = 0, workers: int)
                 workers=min(workers, episodes),
                 episode_steps=horizon,
             )
-            _write(minari, name, hand, horizon, collected, seed, pathlib.Path(folder))
-            (pathlib.Path(folder) / name).rename(path)
+            write_whole_folder(path, functools.partial(_write, minari, name, hand, horizon, collected, seed))
     except OSError as error:
         raise UserError(f"cannot write the collected data: {describe_os_error(error)}") from error
     print(f"collected {episodes * horizon:,} transitions in {time.monotonic() - start:.0f} seconds: {path}", flush=True)
@@ -107,7 +105,7 @@ def _write(
     episodes: list[Episode],
     seed: int,
     folder: pathlib.Path,
-) -> None:
+) -> pathlib.Path:
     """With Minari's own tools, into a folder that is not its own yet."""
     from minari.data_collector import EpisodeBuffer
 
@@ -149,6 +147,7 @@ def _write(
             }
         )
     env.close()
+    return folder / name
 
 
 def make_env(hand: str, horizon: int) -> Any:

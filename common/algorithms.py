@@ -16,7 +16,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 def names() -> list[str]:
     """Of every algorithm file there is, in alphabetical order: 'drol', 'fql'."""
-    return sorted(path.stem for path in REPOSITORY.glob("*.py") if "\nALGORITHM = " in path.read_text())
+    return sorted(path.stem for path in REPOSITORY.glob("*.py") if "\nALGORITHM = " in path.read_text("utf-8"))
 
 
 def load(name: str) -> ModuleType:

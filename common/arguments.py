@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-import tyro
 from pydantic import Field
 
-from common import machine
+from common import command_line, machine
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError
 from common.roles import Needs, Role, said, with_role
@@ -144,7 +143,7 @@ def from_command_line(args_class: type[Args]) -> Args:
             words += [match[1], *match[2].replace(",", " ").split()]
         else:
             words.append(word)
-    args = tyro.cli(args_class, args=words)
+    args = command_line.read(args_class, args=words)
     if args.evaluate is not None:
         machine.use_cpu_alone()  # where policies are evaluated; nothing else is to be done
     return args

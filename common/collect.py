@@ -18,15 +18,14 @@ from collections.abc import Callable
 from importlib import metadata
 
 import numpy as np
-import tyro
 
-from common import adroit, mujoco_versions
+from common import adroit, command_line, mujoco_versions
 from common.adroit import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line, expanded
 from common.files import making, sha256, write_whole
-from common.machine import available_cores
+from common.processes import available_cores
 from common.workers import Episode, collect_episodes
 
 ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
@@ -456,4 +455,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args, prog="python -m common.collect")))
+    exit_in_one_line(lambda: main(command_line.read(Args, prog="python -m common.collect")))

@@ -13,10 +13,10 @@ import gymnasium
 import numpy as np
 import tqdm
 
-from common import adroit, collect, minari_data, mujoco_versions
+from common import actions, adroit, collect, minari_data, mujoco_versions
 from common.arguments import DataSource
 from common.env_ids import EnvSpec
-from common.envs import ACTION_BOUND, make_env, make_own_env
+from common.envs import ACTION_BOUND, make_env, make_evaluation_env, make_own_env, try_out
 from common.errors import UserError, describe_os_error, expanded
 from common.files import check_archive, making, sha256, write_whole
 from common.replay import Dataset
@@ -77,8 +77,21 @@ def load(
             raise UserError(f"--dataset-path {path}: no such file")
     else:
         path = _locate(spec, expanded(dataset_dir), source, collect_episodes, collect_workers)
-    dataset = read_transitions(spec, path) if spec.suite == "gymnasium" else read_ogbench(spec, path, own_rewards)
-    return dataset, provenance(path)
+    if spec.suite == "ogbench":
+        return read_ogbench(spec, path, own_rewards), provenance(path)
+    rescaled = _try_out(spec, path)
+    return read_transitions(spec, path), provenance(path) | rescaled
+
+
+def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
+    """Try the environment out before its data is read; of actions that are rescaled, the bounds."""
+    with contextlib.closing(make_evaluation_env(spec, path)) as env:
+        try_out(env)
+        if env.action_bounds is None:
+            return {}
+        bounds = actions.describe(env.action_bounds)
+    print(f"note: actions of {spec.name} lie in {bounds}: learned in [-1, 1], and rescaled to act", flush=True)
+    return {"action_bounds": env.action_bounds}
 
 
 def _load_minari(
@@ -95,9 +108,10 @@ def _load_minari(
             raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
     else:
         path = _locate_minari(spec, source, collect_episodes, collect_workers)
+    rescaled = _try_out(spec, path)
     arrays = minari_data.read(spec, path)
     arrays["actions"] = np.clip(arrays["actions"], -ACTION_BOUND, ACTION_BOUND)
-    return Dataset(**arrays), minari_data.provenance(path)
+    return Dataset(**arrays), minari_data.provenance(path) | rescaled
 
 
 def _locate_minari(
@@ -128,7 +142,7 @@ def _locate_minari(
 
 def provenance(path: pathlib.Path) -> Provenance:
     """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
-    origin: Provenance = {"path": str(path.resolve()), "sha256": sha256(path)}
+    origin: Provenance = {"path": str(path.absolute()), "sha256": sha256(path)}
     return _source(path, origin["sha256"]) | origin
 
 
@@ -305,6 +319,7 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     """
     env = make_own_env(spec.name)
     observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    bounds = actions.bounds_of(env.action_space, spec.name)
     env.close()
     data = _read_npz(path)
     widths = {"observations": observation_shape, "actions": action_shape, "rewards": (), "terminals": ()}
@@ -316,7 +331,8 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     data = _checked(path, data, widths, spec.name)
     masks = data["masks"] if complete == "masks" else 1 - data[complete]
     _check_masks(path, masks)
-    _check_actions(path, data["actions"])
+    unit_actions = actions.to_unit(data["actions"], bounds)
+    _check_actions(path, unit_actions, bounds)
 
     observations, successors = data["observations"], data.get("next_observations")
     ends = np.any([data[key] != 0 for key in ("terminals", *cuts)], axis=0)
@@ -343,7 +359,7 @@ def read_transitions(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     all_observations[rows[ends] + 1] = successors[ends]
     return Dataset(
         observations=all_observations,
-        actions=in_rows(np.clip(data["actions"], -ACTION_BOUND, ACTION_BOUND)),
+        actions=in_rows(np.clip(unit_actions, -ACTION_BOUND, ACTION_BOUND)),
         rewards=in_rows(data["rewards"]),
         masks=in_rows(masks),
         transitions=rows[starts].astype(np.int32),
@@ -400,10 +416,14 @@ def _check_masks(path: pathlib.Path, masks: np.ndarray) -> None:
         raise UserError(f"{path}: masks (1 - terminations) must lie in [0, 1]")
 
 
-def _check_actions(path: pathlib.Path, actions: np.ndarray) -> None:
-    largest = float(np.abs(actions).max())
-    if largest > 1 + minari_data.ROUNDING:
-        raise UserError(f"{path}: actions must lie in [-1, 1], the largest is {largest:.9g}")
+def _check_actions(path: pathlib.Path, unit_actions: np.ndarray, bounds: actions.Bounds | None = None) -> None:
+    """Raises `UserError` if one lies outside of the bounds that were rescaled to [-1, 1]."""
+    largest = float(np.abs(unit_actions).max())
+    if largest > 1 + actions.ROUNDING:
+        rescaled = "" if bounds is None else ", rescaled to [-1, 1],"
+        raise UserError(
+            f"{path}: actions must lie in {actions.describe(bounds)}, the largest{rescaled} is {largest:.9g}"
+        )
 
 
 def _read_checked(

@@ -1,6 +1,6 @@
 """The grammar of `--env-id`: every accepted spelling resolves to one canonical name (README, "Names").
 
-Pure Python and quick to import, so that a misspelt name is answered at once.
+Quick to import, so that a misspelt name is answered at once.
 """
 
 import contextlib
@@ -95,8 +95,8 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     Args:
         env_id: a short name ('cube-double', 'cube-double-task3', 'antmaze-large-stitch-task2', 'pen-human'), OGBench's
             own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, a Minari id, or
-            Gymnasium's id with the module that registers it ('my_envs:Reach-v0').
-        dataset_path: a Minari data set knows its own id, whatever it is: no other Minari set needs to be named.
+            Gymnasium's id ('HalfCheetah-v5'), where need be with the module that registers it ('my_envs:Reach-v0').
+        dataset_path: a Minari data set, a folder, knows its own id, whatever it is: no other needs to be named.
 
     Raises:
         UserError: no such environment, with the nearest known names.
@@ -112,7 +112,8 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     d4rl_name = re.sub(r"-v\d+$", "", env_id)
     if d4rl_name in D4RL_MINARI_IDS:
         return EnvSpec("d4rl", D4RL_MINARI_IDS[d4rl_name], d4rl_name, D4RL_MINARI_IDS[d4rl_name])
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]+-v\d+", env_id):  # namespace/.../name-version
+    is_file = dataset_path is not None and expanded(dataset_path).is_file()
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]+-v\d+", env_id) and not is_file:  # namespace/.../name-version
         families = {own: family for family, own in D4RL_MINARI_IDS.items()}
         return EnvSpec("d4rl", env_id, families.get(env_id, env_id), env_id)
 
@@ -138,13 +139,23 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
             f"--env-id {env_id}: {env_name} has no data set type '{dataset_type}'; it has {', '.join(dataset_types)}"
         )
 
-    if (minari_root() / env_id / "data").is_dir():  # a data set of one's own, without a namespace
+    if (minari_root() / env_id / "data").is_dir() and not is_file:  # a data set of one's own, without a namespace
         return EnvSpec("d4rl", env_id, env_id, env_id)
+    if env_id in (known_to_gymnasium := gymnasium_ids()):
+        return EnvSpec("gymnasium", env_id, env_id, env_id)
     if match := re.fullmatch(r"(hopper|halfcheetah|walker2d|ant)-([a-z-]+)(-v\d+)?", env_id):
         nearest = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
         raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {nearest}")
-    nearest = difflib.get_close_matches(env_id, known_names(), n=4, cutoff=0.5) or ["cube-double", "pen-human"]
+    names = known_names() + known_to_gymnasium
+    nearest = difflib.get_close_matches(env_id, names, n=4, cutoff=0.5) or ["cube-double", "pen-human"]
     raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
+
+
+def gymnasium_ids() -> list[str]:
+    """Of the environments that Gymnasium knows by itself, and those that this program has registered."""
+    import gymnasium  # not before it is needed, to answer at once
+
+    return list(gymnasium.registry)
 
 
 def minari_id(path: pathlib.Path) -> str | None:

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from common import minari_data
+from common import actions, minari_data
+from common.answers import Answers
 from common.env_ids import EnvSpec
 from common.errors import UserError
-from common.minari_data import flatten_observation
 
 ACTION_BOUND = 1 - 1e-5  # actions to learn from are clipped to +-ACTION_BOUND, as in the reference implementations
+
+TRIAL_STEPS = 10
 
 # Of every machine without a display, of OGBench's float64 bounds for float32 actions, and of its missing metadata.
 warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
@@ -60,14 +63,9 @@ def make_own_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
     except Exception as error:  # of whatever kind its module or its constructor raises
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(f"--env-id {env_id}: it cannot be made ({reason})") from error
-    observations, actions = env.observation_space, env.action_space
-    problem = None
+    observations, problem = env.observation_space, None
     if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
         problem = f"observations are not vectors ({observations}); gymnasium.wrappers.FlattenObservation makes them so"
-    elif not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
-        problem = f"actions are not vectors of real numbers ({actions})"
-    elif not (np.all(actions.low == -1) and np.all(actions.high == 1)):
-        problem = f"actions must lie in [-1, 1], not in {actions}; gymnasium.wrappers.RescaleAction makes them so"
     elif env.spec.max_episode_steps is None:
         problem = "it has no time limit, and evaluation may not end; register it with max_episode_steps"
     if problem is not None:
@@ -80,66 +78,136 @@ _RANDOM_NUMBERS = threading.Lock()
 
 
 class EvaluationEnv(gymnasium.Wrapper):
-    """An episode that is the same whenever it is started with the same seed.
+    """An episode that is the same whenever it is started with the same seed, acted in within [-1, 1].
 
     Observations are flat and float32. The info holds `success` alone: whether the task has been achieved so far, 0 or
-    1; not a number where the environment does not say.
+    1; not a number where the environment does not say. An answer that has no meaning is a `UserError`.
+
+    Attributes:
+        action_bounds: the environment's own; None where they are [-1, 1].
     """
 
-    def __init__(self, env: gymnasium.Env, *, ends_at_success: bool = False):
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        *,
+        ends_at_success: bool = False,
+        own_actions: bool = False,
+        uses_random: bool = True,
+    ):
         """Args:
         env: environment.
         ends_at_success: end the episode there, if the environment does not do so itself.
+        own_actions: it is acted in within its own bounds.
+        uses_random: it may draw from Python's generator, which takes as long to change as a small environment to step.
+
+        Raises:
+            UserError: actions are not vectors of real numbers, or not bounded.
         """
-        super().__init__(env)
+        self._answers = Answers(env)
+        self.action_bounds = actions.bounds_of(env.action_space, self._answers.name)
+        super().__init__(
+            env if own_actions or self.action_bounds is None else actions.UnitActions(env, self.action_bounds)
+        )
         shape = gymnasium.spaces.flatten_space(env.observation_space).shape
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
         self.ends_at_success = ends_at_success
         self._success = math.nan
         self._bit_generator = np.random.MT19937()
+        self._random_state = random.getstate() if uses_random else None
 
     @contextlib.contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """OGBench's mazes draw from NumPy's global generator, which every environment here has to itself.
+        """OGBench's mazes draw from NumPy's global generator, others from Python's: here every environment has its own.
 
         All but the second of a pair of normal numbers, which `np.random.randn` keeps back: it is lost.
         """
         with _RANDOM_NUMBERS:
             shared = np.random.get_bit_generator()
             np.random.set_bit_generator(self._bit_generator)
+            if self._random_state is not None:
+                shared_state = random.getstate()
+                random.setstate(self._random_state)
             try:
                 yield
             finally:
                 np.random.set_bit_generator(shared)
+                if self._random_state is not None:
+                    self._random_state = random.getstate()
+                    random.setstate(shared_state)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the episode that belongs to `seed`."""
         self.env.action_space.seed(seed)  # a reset takes a few random steps to make up a goal image
-        with self._own_random_numbers():
+        with self._own_random_numbers(), self._answers.asking("reset"):
             np.random.seed(seed)
-            observation, _ = self.env.reset(seed=seed)
+            if self._random_state is not None:
+                random.seed(seed)
+            answer = self.env.reset(seed=seed)
+        observation, _ = self._answers.parts("reset", answer, "observation, info")
         # Those steps leave their mark in the solver's starting point (the arm's action space cannot be seeded).
         if hasattr(self.unwrapped, "data"):  # MuJoCo's
             self.unwrapped.data.qacc_warmstart[:] = 0
         self._success = math.nan
-        return flatten_observation(observation), {}
+        return self._answers.observation("reset", observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take a step."""
-        with self._own_random_numbers():
-            observation, reward, terminated, truncated, info = self.env.step(action)
-        success = info.get("success", info.get("is_success"))  # the latter of Fetch, and of many others
-        if success is not None:
-            self._success = np.fmax(self._success, float(success))
-        terminated = bool(terminated or (self.ends_at_success and self._success == 1))
-        return flatten_observation(observation), float(reward), terminated, truncated, {"success": self._success}
+        answers = self._answers
+        with self._own_random_numbers(), answers.asking("step"):
+            answer = self.env.step(action)
+        names = "observation, reward, terminated, truncated, info"
+        observation, reward, terminated, truncated, info = answers.parts("step", answer, names)
+        self._success = float(np.fmax(self._success, answers.success(info)))
+        terminated, truncated = answers.flag("terminated", terminated), answers.flag("truncated", truncated)
+        terminated = terminated or (self.ends_at_success and self._success == 1)
+        info = {"success": self._success}
+        return answers.observation("step", observation), answers.reward(reward), terminated, truncated, info
+
+    def render(self) -> np.ndarray:
+        """A picture [height, width, 3], of uint8. Raises `UserError` where there is none."""
+        try:
+            frame = self.env.render()
+        except Exception as error:  # of whatever kind the graphics library of the machine raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            advice = "; MuJoCo needs EGL, or OSMesa and MUJOCO_GL=osmesa" if hasattr(self.unwrapped, "data") else ""
+            raise UserError(f"{self._answers.name}: render() raised {reason}{advice}") from error
+        return self._answers.frame(frame)
+
+
+def try_out(env: EvaluationEnv) -> None:
+    """Take a few steps in two episodes of one seed, so that what is wrong is known before the first update.
+
+    Raises:
+        UserError: it raises, or answers what has no meaning.
+    """
+    rng, space, name = np.random.default_rng(0), env.unwrapped.observation_space, env.unwrapped.spec.id
+    tries = rng.uniform(-1, 1, (TRIAL_STEPS, *env.action_space.shape)).astype(np.float32)
+    episodes = []
+    for _ in range(2):
+        observations, over = [env.reset(seed=0)[0]], False
+        for action in tries:
+            if not over:
+                observation, _, terminated, truncated, _ = env.step(action)
+                observations.append(observation)
+                over = terminated or truncated
+        episodes.append(np.array(observations))
+    first, second = episodes
+    if not np.array_equal(first, second):
+        print(f"note: {name}: two episodes of one seed differ, so evaluations do not repeat themselves", flush=True)
+    if isinstance(space, gymnasium.spaces.Box) and ((first < space.low) | (first > space.high)).any():
+        worst = first[((first < space.low) | (first > space.high)).any(axis=1)][0]
+        print(
+            f"note: {name}: observations leave their space ({worst}, {space}); they are taken as they are", flush=True
+        )
 
 
 class EpisodeLanes(gymnasium.Env):
     """Several environments side by side in one process: lanes, in each of which episodes run one after the other.
 
     A step takes a step in every lane that is not through. Wherever that ends an episode the next one begins, and the
-    info has its `return`, `length` and `success`, an entry a lane, with a mask `ended`; else the info is empty.
+    info has its `return`, `length` and `success`, an entry a lane, with a mask `ended`; else the info is empty. Of an
+    environment that does not do as it should, the info says so in `refused`.
     """
 
     def __init__(self, make_env: Callable[[], EvaluationEnv], episode_seeds: Sequence[Sequence[int]]):
@@ -157,12 +225,22 @@ class EpisodeLanes(gymnasium.Env):
         self._next = [iter(seeds) for seeds in self._episode_seeds]
         self._observations = np.zeros(self.observation_space.shape, np.float32)
         self._running, self._returns, self._lengths = np.zeros((3, len(self._envs)))
-        for lane in range(len(self._envs)):
-            self._begin(lane)
+        try:
+            for lane in range(len(self._envs)):
+                self._begin(lane)
+        except UserError as error:
+            return self._observations.copy(), {"refused": str(error)}
         return self._observations.copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take a step in every lane."""
+        try:
+            results = self._step(action)
+        except UserError as error:
+            results = {"refused": str(error)}
+        return self._observations.copy(), 0.0, False, False, results
+
+    def _step(self, action: np.ndarray) -> dict[str, np.ndarray]:
         ended, returns, lengths, successes = np.zeros((4, len(self._envs)))
         for lane, env in enumerate(self._envs):
             if not self._running[lane]:
@@ -175,8 +253,7 @@ class EpisodeLanes(gymnasium.Env):
                 ended[lane], successes[lane] = True, info["success"]
                 returns[lane], lengths[lane] = self._returns[lane], self._lengths[lane]
                 self._begin(lane)
-        results = {"ended": ended, "return": returns, "length": lengths, "success": successes} if ended.any() else {}
-        return self._observations.copy(), 0.0, False, False, results
+        return {"ended": ended, "return": returns, "length": lengths, "success": successes} if ended.any() else {}
 
     def _begin(self, lane: int) -> None:
         seed = next(self._next[lane], None)
@@ -263,21 +340,26 @@ def make_evaluation_lanes(
     return EpisodeLanes(functools.partial(make_evaluation_env, spec, dataset_path), episode_seeds)
 
 
-def make_evaluation_env(spec: EnvSpec, dataset_path: pathlib.Path | None = None, **kwargs: Any) -> EvaluationEnv:
+def make_evaluation_env(
+    spec: EnvSpec, dataset_path: pathlib.Path | None = None, *, own_actions: bool = False, **kwargs: Any
+) -> EvaluationEnv:
     """The environment that a policy for `spec` is judged in.
 
     Args:
         spec: environment and task.
         dataset_path: folder of the Minari data set, which names its environment; others need none.
+        own_actions: act in its own bounds, not in [-1, 1].
         **kwargs: further arguments of the environment.
     """
+    ends_at_success = False
     if spec.suite == "d4rl":
         env = minari_data.make_env(dataset_path, **kwargs)
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
-        return EvaluationEnv(env, ends_at_success=minari_data.ends_at_success(dataset_path))
-    if spec.suite == "gymnasium":
-        return EvaluationEnv(make_own_env(spec.name, **kwargs))
-    return EvaluationEnv(make_env(spec.gym_id, **kwargs))
+        ends_at_success = minari_data.ends_at_success(dataset_path)
+    else:
+        env = make_own_env(spec.name, **kwargs) if spec.suite == "gymnasium" else make_env(spec.gym_id, **kwargs)
+    is_ogbench = spec.suite == "ogbench"
+    return EvaluationEnv(env, ends_at_success=ends_at_success, own_actions=own_actions, uses_random=not is_ogbench)
 
 
 def make_film_env(spec: EnvSpec, dataset_path: pathlib.Path | None, size: int) -> EvaluationEnv:

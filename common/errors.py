@@ -33,6 +33,8 @@ def exit_in_one_line(program: Callable[[], object]) -> None:
     if sys.stdout is None or sys.stderr is None:  # started with >&- or 2>&-
         sys.stderr = sys.stderr or sys.stdout or sys.exit(2)
         sys.exit(_report("standard output or standard error is closed; send it to /dev/null instead", 2))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # of characters that a terminal, or a name that is no text, lacks
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

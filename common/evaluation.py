@@ -24,6 +24,8 @@ from common.arguments import RunArgs, check_alone, for_evaluation
 from common.env_ids import EnvSpec
 from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
 from common.errors import UserError
+from common.files import write_whole
+from common.processes import available_cores, check_locks
 from common.progress import describe
 from common.replay import Batch
 from common.run_directory import RunDirectory, score_metric
@@ -77,14 +79,19 @@ class Evaluator:
         seeds: training seeds.
         workers: processes, each with several environments; one for each core if None. One is this process itself.
         dataset_path: folder of the Minari data set, which names the environment; OGBench needs none.
+
+        Raises:
+            UserError: there cannot be several processes here.
         """
         self.spec = spec
         self.dataset_path = dataset_path
         self.reference_scores = minari_data.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
-        workers = workers or machine.available_cores()
+        workers = workers or available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker
         self.workers = math.ceil(len(seeds) * self.lanes / self._share)
+        if self.workers > 1:
+            check_locks("make room there, or take --eval-workers 1, which needs none")
         self.episode_seeds = [
             [int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)]
             for seed in seeds
@@ -104,20 +111,22 @@ class Evaluator:
             was stopped.
 
         Raises:
-            UserError: a worker process died.
+            UserError: a worker process died; an environment does not do as it should.
         """
         try:
             return self._evaluate(self.start(), policy, should_stop)
         except (EOFError, ConnectionError) as error:  # a signal to the whole process group, the kernel short of memory
             self.close()
-            deadline = time.monotonic() + GRACE_S
-            while (
-                time.monotonic() < deadline
-            ):  # a signal to all of us may reach a worker before it reaches this process
-                if should_stop():
-                    return None
-                time.sleep(0.05)
+            if self._is_stopping(should_stop):
+                return None
             raise UserError("an evaluation process died; fewer --eval-workers need less memory") from error
+
+    def _is_stopping(self, should_stop: Callable[[], bool]) -> bool:
+        """Whether a stop was asked for. A signal to all of us may reach a worker before it reaches this process."""
+        deadline = time.monotonic() + GRACE_S
+        while not should_stop() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return should_stop()
 
     def _evaluate(
         self, envs: gymnasium.vector.VectorEnv, policy: Policy, should_stop: Callable[[], bool]
@@ -133,7 +142,8 @@ class Evaluator:
         time_step = np.zeros(shape, dtype=np.int64)
         results = {name: np.zeros((num_seeds, num_episodes)) for name in ("return", "length", "success")}
         actions = np.zeros(envs.action_space.shape, np.float32)
-        observations, _ = envs.reset()
+        observations, infos = envs.reset()
+        self._check(infos)
         progress = tqdm.tqdm(
             total=num_seeds * num_episodes, desc="evaluating", unit="episode", leave=False, position=1, disable=None
         )
@@ -146,6 +156,7 @@ class Evaluator:
                     policy(by_seed(observations), episode, time_step), (size, -1)
                 )
                 observations, _, _, _, infos = envs.step(actions)
+                self._check(infos)
                 time_step += 1
                 if "ended" not in infos:
                     continue
@@ -156,6 +167,12 @@ class Evaluator:
                 episode[ended] += self.lanes
                 time_step[ended] = 0
         return [self._summarise(*(results[name][i] for name in results)) for i in range(num_seeds)]
+
+    def _check(self, infos: dict[str, Any]) -> None:
+        """Raises `UserError` where an environment does not do as it should."""
+        if "refused" in infos:
+            self.close()
+            raise UserError(next(filter(None, infos["refused"])))
 
     def _summarise(self, returns: np.ndarray, lengths: np.ndarray, successes: np.ndarray) -> dict[str, float]:
         """Means over the episodes of one seed."""
@@ -190,43 +207,52 @@ class Evaluator:
         """
         import imageio.v3 as iio
 
+        def write(temporary: pathlib.Path) -> None:
+            hundredths = round(100 / rate)  # a GIF's unit of time
+            options = {"loop": 0, "duration": 10 * hundredths} if path.suffix == ".gif" else {"fps": rate}
+            iio.imwrite(temporary, np.stack(frames), **options)
+
+        os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"  # else it runs code between fork and exec: JAX warns of it
+        try:
+            frames, rate = self._frames(policy, path.suffix == ".gif", should_stop, episodes, size)
+            if not should_stop():
+                write_whole(path, write)
+                print(f"video: {path}, {len(frames)} frames")
+        except Exception as error:  # of whatever kind the graphics library of the machine raises
+            if not self._is_stopping(should_stop):
+                reason = f"filming fails here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                raise UserError(f"--video {path}: {error if isinstance(error, UserError) else reason}") from error
+
+    def _frames(
+        self, policy: Policy, is_gif: bool, should_stop: Callable[[], bool], episodes: int, size: int
+    ) -> tuple[list[np.ndarray], float]:
+        """Of `film`, and how many are to be shown in a second; fewer, where it is stopped."""
         # In a process of its own: MuJoCo chooses how to render when it is first imported. EGL needs no display.
         if sys.platform == "linux":
             os.environ.setdefault("MUJOCO_GL", "egl")
         gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
         make = functools.partial(make_film_env, self.spec, self.dataset_path, size)
-        is_gif, frames = path.suffix == ".gif", []
-        try:
+        check_locks("make room there")
+        with starting_workers():
             env = Workers([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-            with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
-                fps = env.metadata.get("render_fps", 20)
-                # Rendering in software takes longer than all the rest. A GIF stores every pixel that changes, too.
-                stride = max(2 if is_gif else 1, round(fps / 25))
-                for episode in range(min(episodes, len(self.episode_seeds[0]))):
-                    observations, _ = env.reset(seed=self.episode_seeds[0][episode])
-                    time_step, over = 0, False
-                    while not over:
-                        if time_step % stride == 0:
-                            frames.append(env.call("render")[0])
-                        actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
-                        observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
-                        time_step, over = time_step + 1, (terminated | truncated).all()
-                        progress.update()
-                        if should_stop():
-                            return
-                    frames.append(env.call("render")[0])  # what it ended with
-        except Exception as error:  # of whatever kind the graphics library of the machine raises
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(
-                f"--video: filming fails here ({reason}); MuJoCo needs EGL, or OSMesa and MUJOCO_GL=osmesa"
-            ) from error
-        try:
-            hundredths = round(100 * stride / fps)  # a GIF's unit of time
-            options = {"loop": 0, "duration": 10 * hundredths} if is_gif else {"fps": fps / stride}
-            iio.imwrite(path, np.stack(frames), **options)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"--video {path}: {' '.join(str(error).split())[:200]}") from error
-        print(f"video: {path}, {len(frames)} frames")
+        with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
+            fps = env.metadata.get("render_fps") or 20
+            # Rendering in software takes longer than all the rest. A GIF stores every pixel that changes, too.
+            frames, stride = [], max(2 if is_gif else 1, round(fps / 25))
+            for episode in range(min(episodes, len(self.episode_seeds[0]))):
+                observations, _ = env.reset(seed=self.episode_seeds[0][episode])
+                time_step, over = 0, False
+                while not over:
+                    if time_step % stride == 0:
+                        frames.append(env.call("render")[0])
+                    actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
+                    observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
+                    time_step, over = time_step + 1, (terminated | truncated).all()
+                    progress.update()
+                    if should_stop():
+                        return frames, fps / stride
+                frames.append(env.call("render")[0])  # what it ended with
+        return frames, fps / stride
 
     def start(self) -> gymnasium.vector.VectorEnv:
         """Start the worker processes, unless they are running."""
@@ -310,7 +336,7 @@ class Evaluations:
         policies = self._policies(self._session.seeds.gather(params))  # copies: the next chunk reuses the memory
         stop = lambda: self._session.stop_requested() or self._closing.is_set()  # noqa: E731
         self._under_way = step, self._thread.submit(self._evaluator, policies, stop)
-        self.log_finished(wait=machine.available_cores() == 1)
+        self.log_finished(wait=available_cores() == 1)
 
     def log_finished(self, *, wait: bool = False) -> None:
         """Log the evaluation that is under way, if it has ended or is to be waited for.
@@ -402,4 +428,6 @@ def evaluate_run(
         print(f"after update {step:,}, {episodes}: {describe(results[0])}")
         if video is not None and not stop.requested():
             evaluator.film(policy, video, stop.requested)
+        if video is not None and stop.requested():
+            print("stopped: no video")
     return [Outcome(run.path, step, results[0][score_metric(results)])]

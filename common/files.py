@@ -1,17 +1,22 @@
 """Files that are written whole or not at all, and made by one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import os
 import pathlib
+import shutil
 import socket
 import sys
+import tempfile
 import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
+
+CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # a file system has no such operation
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -20,7 +25,23 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+def flush(file: int) -> None:
+    """Let what was written reach the disk, as far as the file system does that.
+
+    Args:
+        file: descriptor.
+
+    Raises:
+        OSError: it did not, as on a full disk.
+    """
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+
+
+def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
     """Let `write` fill a temporary file, flush it to the disk, and rename it to `path`.
 
     Whatever happens in between (a kill, a full disk, another process that writes the same), `path` is either the old
@@ -29,22 +50,48 @@ def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> No
     Raises:
         OSError: the file could not be written; it says which.
     """
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")  # with the suffix, which np.savez would add
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}{path.suffix}")  # the suffix, which np.savez would add
     try:
         write(temporary)
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            flush(file.fileno())
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _rename(temporary, path)
+
+
+def write_whole_folder(path: pathlib.Path, write: Callable[[pathlib.Path], pathlib.Path]) -> None:
+    """`write_whole` for a folder, which `write` makes inside of a temporary one, and returns."""
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
     try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+        made = write(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _rename(made, path)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Give a file or folder that is whole its name.
+
+    Raises:
+        OSError: it could not; the message says where it is, for it is not removed.
+    """
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        kept = f"{error.strerror}; whole, but under another name: {temporary}"
+        raise OSError(error.errno, kept, str(path)) from error
+    with contextlib.suppress(OSError):  # some have this for files alone; a power cut may take the new name back there
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def check_archive(path: pathlib.Path) -> None:
@@ -101,7 +148,7 @@ def making(path: pathlib.Path) -> Iterator[None]:
     Raises:
         OSError: the lock file cannot be written beside `path`.
     """
-    lock_path, said = path.with_name(f".lock-{path.name}"), None
+    lock_path, said = path.with_name(f".{path.name}.lock"), None  # not another .npz
     while (lock := try_lock(lock_path)) is None:
         holder = holder_of(lock_path)
         if holder != said:

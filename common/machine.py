@@ -9,6 +9,7 @@ import jax
 
 from common import threefry  # noqa: F401 (random bits, written out for a CPU)
 from common.errors import UserError
+from common.processes import available_cores
 
 # Settings of JAX's that decide numbers, or stop the scripts; another project may have left others in the environment.
 NUMBERS = {
@@ -20,11 +21,6 @@ NUMBERS = {
     "jax_numpy_rank_promotion": "allow",
 }
 HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled program needs beside its arguments
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use: fewer than the machine has, under a job scheduler."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_cpu_alone() -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +18,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from common.actions import ROUNDING, Bounds, bounds_of, describe, to_unit
 from common.env_ids import EnvSpec, minari_root
 from common.errors import UserError
-from common.files import making, sha256
+from common.files import making, sha256, write_whole_folder
 
 GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")  # of a goal-conditioned observation, in this order
 # D4RL's returns of a random and an expert policy.
@@ -33,7 +33,6 @@ REFERENCE_SCORES = {
 }
 INSTALL = 'pip install "minari[hdf5,hf]" "gymnasium-robotics<=1.4.2"'
 ONLINE_TIMEOUT_S = 5
-ROUNDING = 1e-4  # how far beyond 1 actions may lie: a sum in float32, not another unit
 # What HDF5, JSON and Minari raise on damaged files.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 
@@ -54,15 +53,19 @@ def locate(spec: EnvSpec) -> pathlib.Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with making(path), tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+        with making(path):
             if (path / "data").is_dir():  # by another process, meanwhile
                 return path
             print(f"data: downloading {spec.name} with Minari", flush=True)
             if "MINARI_REMOTE" not in os.environ:
                 _check_connection()
-            with datasets_in(pathlib.Path(folder)):
-                minari.download_dataset(spec.name)
-            (pathlib.Path(folder) / spec.name).rename(path)
+
+            def download(folder: pathlib.Path) -> pathlib.Path:
+                with datasets_in(folder):
+                    minari.download_dataset(spec.name)
+                return folder / spec.name
+
+            write_whole_folder(path, download)
     except Exception as error:  # of whatever its storage is built on; all of them mean that there is no data
         raise UserError(f"could not download {spec.name} ({_first_line(error)}); {advice}") from error
     return path
@@ -153,7 +156,7 @@ def provenance(path: pathlib.Path) -> dict[str, Any]:
         "dataset": dataset.id,
         "episodes": int(dataset.total_episodes),
         "algorithm": dataset.storage.metadata.get("algorithm_name", ""),
-        "path": str(path.resolve()),
+        "path": str(path.absolute()),
         "sha256": sha256(max(files, key=lambda file: file.stat().st_size)),
         **(collected or {}),
     }
@@ -188,10 +191,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
     dataset = _open(path)
     if dataset.id != spec.name and not dataset.id.startswith(f"collected/{spec.family.replace('-', '/')}-"):
         raise UserError(f"{path} holds {dataset.id}, not {spec.name}")
-    _check_spaces(path, dataset)
-    env = make_env(path)  # if that fails, then now, and not after the first 100,000 updates
-    observation_dim, action_dim = gymnasium.spaces.flatdim(env.observation_space), env.action_space.shape[0]
-    env.close()
+    observation_dim, action_dim, bounds = _check_spaces(path, dataset)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "masks")}
     starts, row, steps, unread = [], 0, 0, set()
     try:
@@ -214,9 +214,10 @@ def read(spec: EnvSpec, path: pathlib.Path) -> dict[str, np.ndarray]:
                 masks = 1.0 - (rewards > 0)
                 rewards = rewards - 1
                 length = reached[0] + 1 if reached.size else length
+            actions = to_unit(actions, bounds)
             if np.abs(actions).max(initial=0) > 1 + ROUNDING:
-                largest = f"{np.abs(actions).max():.9g}"
-                raise UserError(f"{path}: actions must lie in [-1, 1], episode {number} has {largest}")
+                largest = f"{np.abs(actions).max():.9g}" + (" (rescaled to [-1, 1])" if bounds else "")
+                raise UserError(f"{path}: actions must lie in {describe(bounds)}, episode {number} has {largest}")
             parts["observations"].append(observations[: length + 1])
             for name, array in (("actions", actions), ("rewards", rewards), ("masks", masks)):
                 # The last row is only a successor: what stands there is never read.
@@ -244,8 +245,9 @@ def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise UserError(f"{name} hold NaN or infinity (as float32)")
 
 
-def _check_spaces(path: pathlib.Path, dataset: Any) -> None:
-    observations, actions = dataset.spec.observation_space, dataset.spec.action_space
+def _check_spaces(path: pathlib.Path, dataset: Any) -> tuple[int, int, Bounds | None]:
+    """Lengths of observations and actions in the environment, and the bounds of actions, those of the data, too."""
+    observations = dataset.spec.observation_space
     boxes = [observations]
     if isinstance(observations, gymnasium.spaces.Dict):
         if set(observations.spaces) != set(GOAL_KEYS):
@@ -253,10 +255,12 @@ def _check_spaces(path: pathlib.Path, dataset: Any) -> None:
         boxes = list(observations.spaces.values())
     if not all(isinstance(box, gymnasium.spaces.Box) and len(box.shape) == 1 for box in boxes):
         raise UserError(f"{path}: observations are not vectors ({observations}); not supported")
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
-        raise UserError(f"{path}: actions are not vectors of real numbers ({actions}); not supported")
-    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
-        raise UserError(f"{path}: the action space must be [-1, 1], it is {actions}")
+    bounds = bounds_of(dataset.spec.action_space, str(path))
+    with contextlib.closing(make_env(path)) as env:  # if that fails, then now, not after the first 100,000 updates
+        if (acted := bounds_of(env.action_space, str(path))) != bounds:
+            problem = f"actions of the data lie in {describe(bounds)}, of its environment in {describe(acted)}"
+            raise UserError(f"{path}: {problem}; make the data set anew")
+        return gymnasium.spaces.flatdim(env.observation_space), env.action_space.shape[0], bounds
 
 
 def ends_at_success(path: pathlib.Path) -> bool:

@@ -10,10 +10,11 @@ import numpy as np
 
 
 def act(actor: Mapping[str, np.ndarray], observation: np.ndarray, latent: np.ndarray) -> np.ndarray:
-    """clip(f(s, z), -1, 1).
+    """clip(f(s, z), -1, 1), rescaled to the bounds of the environment's actions.
 
     Args:
-        actor: `weight_0` [hidden, o + a], `bias_0` [hidden], .., as `python -m common.policy` writes them.
+        actor: `weight_0` [hidden, o + a], `bias_0` [hidden], .., `low`, `high`, as
+            `python -m common.policy` writes them.
         observation: s, [..., o].
         latent: z, [..., a]; `latents` of the file were drawn from its prior.
 
@@ -25,4 +26,5 @@ def act(actor: Mapping[str, np.ndarray], observation: np.ndarray, latent: np.nda
         x = x @ actor[f"weight_{i}"].T + actor[f"bias_{i}"]
         if i < last:  # GELU, tanh approximation
             x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return np.clip(x, -1, 1)
+    low, high = actor["low"], actor["high"]
+    return low + (high - low) * (np.clip(x, -1, 1) + 1) / 2

@@ -21,6 +21,7 @@ import tyro
 from jaxtyping import Array, Float, Key
 
 from common import algorithms, machine
+from common.actions import Bounds, from_unit
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
 from common.errors import UserError, exit_in_one_line
@@ -39,10 +40,11 @@ class Policy:
 
     Attributes:
         params: of the networks, NumPy arrays.
-        act: the script's (params, observation, key) -> action.
+        act: (params, observation, key) -> action, within the environment's bounds.
         spec: environment and task.
         dataset_path: data that it was trained on; Minari's names the environment.
         step: updates.
+        action_bounds: of the environment; None where they are [-1, 1].
     """
 
     params: Any
@@ -50,11 +52,12 @@ class Policy:
     spec: EnvSpec
     dataset_path: pathlib.Path
     step: int
+    action_bounds: Bounds | None = None
 
     def __call__(
         self, observation: Float[Array | np.ndarray, "*batch o"], key: Key[Array, "*keys"]
     ) -> Float[Array, "*batch a"]:
-        """The action, in [-1, 1], for one observation [o] and a key, or for a batch [batch, o].
+        """The action, within the environment's bounds, for one observation [o] and a key, or for a batch [batch, o].
 
         Args:
             observation: as `make_env` gives it: flat.
@@ -69,7 +72,7 @@ class Policy:
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env:
         """The environment that it is evaluated in; `kwargs` go to the environment (`render_mode="rgb_array"`)."""
-        return make_evaluation_env(self.spec, self.dataset_path, **kwargs)
+        return make_evaluation_env(self.spec, self.dataset_path, own_actions=True, **kwargs)
 
 
 def load_policy(run_dir: str | os.PathLike) -> Policy:
@@ -90,8 +93,12 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     init_state = functools.partial(algorithm.init_state, args, *run.sizes)
     step, params = Runs([run]).read_newest_params(init_state)
     params = jax.tree.map(lambda leaf: leaf[0], params)
-    act = functools.partial(algorithm.sample_action, args)
-    return Policy(params, act, EnvSpec(**run.config["environment"]), run.dataset_path, step)
+    bounds = run.config["dataset"].get("action_bounds")
+
+    def act(params: Any, observation: Float[Array, " o"], key: Key[Array, ""]) -> Float[Array, " action"]:
+        return from_unit(algorithm.sample_action(args, params, observation, key), bounds)
+
+    return Policy(params, act, EnvSpec(**run.config["environment"]), run.dataset_path, step, bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Args:
     run: tyro.conf.Positional[pathlib.Path]
     """Run directory."""
     out: pathlib.Path = pathlib.Path("actor.npz")
-    """File: `weight_0`, `bias_0`, .. of its layers, and `latents`, drawn from its prior."""
+    """File: `weight_0`, `bias_0`, .. of its layers, `latents`, drawn from its prior, `low` and `high` of actions."""
 
 
 def export(args: Args) -> None:
@@ -117,6 +124,7 @@ def export(args: Args) -> None:
     latents = algorithm.sample_latents(jax.random.key(0), (NUM_LATENTS, layers[-1].out_features))
     arrays = {f"weight_{i}": layer.weight for i, layer in enumerate(layers)}
     arrays |= {f"bias_{i}": layer.bias for i, layer in enumerate(layers)} | {"latents": latents}
+    arrays |= dict(zip(("low", "high"), policy.action_bounds or ([-1.0], [1.0]), strict=True))
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out}: the name has to end in .npz")
     write_whole(args.out, lambda temporary: np.savez(temporary, **{k: np.asarray(a) for k, a in arrays.items()}))

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import io
 import json
-import os
 import pathlib
 import shutil
 import sys
@@ -18,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common import algorithms, checkpoints, minari_data, mujoco_versions
+from common import actions, algorithms, checkpoints, minari_data, mujoco_versions
 from common.arguments import Args, flag, in_their_types
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
-from common.files import holder_of, try_lock, write_whole
+from common.files import flush, holder_of, try_lock, write_whole
 from common.machine import describe_device
 
 DATASET_DIR = "~/.ogbench/data"
@@ -194,6 +193,10 @@ class RunDirectory:
             raise UserError(
                 f"{provenance['path']} is not the data that {self.path} was trained on: its SHA-256 differs"
             )
+        bounds = [each.get("action_bounds") for each in (self.config["dataset"], provenance)]
+        if bounds[0] != bounds[1]:
+            before, now = map(actions.describe, bounds)
+            raise UserError(f"{self.path}: actions of the environment lay in {before}, and lie in {now} now")
 
     def check_physics(self) -> None:
         """Raises `UserError` if its evaluations so far are of another physics: they would become one score."""
@@ -222,7 +225,7 @@ class RunDirectory:
             path = self.path / f"{table}.csv"
             if path.exists():
                 with self._writing(path), path.open("rb+") as file:
-                    os.fsync(file.fileno())
+                    flush(file.fileno())
         with self._writing(self.path / "checkpoints"):
             path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
         self._saved_at, self.saved_step = time.monotonic(), step
@@ -323,7 +326,7 @@ class RunDirectory:
                 _writer(file, columns).writerow(_in_text(row))
                 if table == "eval":  # the checkpoint that it was made from may go now
                     file.flush()
-                    os.fsync(file.fileno())
+                    flush(file.fileno())
         if self._wandb is not None:
             self._wandb.log({"update" if name == "step" else name: value for name, value in row.items()})
         if table == "eval":

@@ -18,6 +18,7 @@ from common import algorithms, checkpoints, datasets, machine, mujoco_versions
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
 from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
+from common.processes import available_cores
 from common.progress import announce
 from common.replay import Dataset, check_room
 from common.run_directory import (
@@ -113,7 +114,7 @@ class Runs:
             source=args.data_source,
             own_rewards=args.own_rewards,
             collect_episodes=args.collect_episodes,
-            collect_workers=args.collect_workers or machine.available_cores(),
+            collect_workers=args.collect_workers or available_cores(),
         )
         check_room(args, dataset)
         data_memory = machine.place_data(args.data_memory, dataset.num_bytes)

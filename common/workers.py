@@ -10,6 +10,7 @@ import numpy as np
 import tqdm
 
 from common.errors import UserError
+from common.processes import check_locks
 from common.signals import interrupt_event, starting_workers
 
 Episode = dict[str, np.ndarray]
@@ -29,9 +30,10 @@ def collect_episodes(
         episode_steps: steps of an episode at most, for the progress bar.
 
     Raises:
-        UserError: a process died.
+        UserError: a process died, or none can be started.
         KeyboardInterrupt: Ctrl-C.
     """
+    check_locks("make room there")
     collected: list[Episode] = []
     progress = tqdm.tqdm(
         total=total * episode_steps, unit="step", unit_scale=True, desc="collecting", smoothing=0.05, mininterval=1

@@ -8,13 +8,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import tyro
-
-from common import datasets
+from common import command_line, datasets
 from common.arguments import RunArgs
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
-from common.machine import available_cores
+from common.processes import available_cores
 
 
 def main(args: RunArgs) -> None:
@@ -31,4 +29,4 @@ def main(args: RunArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(RunArgs)))
+    exit_in_one_line(lambda: main(command_line.read(RunArgs)))

@@ -5,6 +5,7 @@ Slurm's jobs load this file first: it imports neither JAX nor submitit.
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -20,12 +21,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from common.arguments import RunArgs, flag
+from common.errors import describe_os_error
 from common.files import holder_of, try_lock, write_whole
+from common.processes import usable_cores
 from common.roles import Role, with_role
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 POLITE = {0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # told to stop: no failure
 GRACE_S = 600  # no longer between Slurm's asking a job to end and ending it
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
 GPU_MEMORY = 0.9  # of a device, for all jobs on it; the rest is for what JAX does not allocate itself
 
 
@@ -73,11 +78,6 @@ class Place(NamedTuple):
 def sharing_a_gpu(jobs_per_gpu: int) -> tuple[tuple[str, str], ...]:
     """The memory of a device is divided evenly: JAX would take three quarters of it for its first process."""
     return (("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY / jobs_per_gpu:.3g}"),) if jobs_per_gpu > 1 else ()
-
-
-def usable_cores() -> list[int]:
-    """Of this machine's, those that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def sharing_cores(places: Sequence[Place]) -> list[Place]:
@@ -140,21 +140,19 @@ class Job(NamedTuple):
     @property
     def failure(self) -> Failure | None:
         """What went wrong since the sweep was last started."""
-        return Failure(**json.loads(self._failed.read_text())) if self._failed.exists() else None
+        return Failure(**json.loads(self.note.read_text())) if self.note.exists() else None
 
-    def fail(self, line: str) -> Failure:
-        """Remember another failure."""
-        attempts = self.failure.attempts + 1 if self.failure else 1
-        failure = Failure(attempts, os.environ.get("SLURMD_NODENAME", socket.gethostname()), line)
-        write_whole(self._failed, lambda temporary: temporary.write_text(json.dumps(failure._asdict())))
-        return failure
+    def remember(self, failure: Failure) -> None:
+        """Another failure."""
+        write_whole(self.note, lambda temporary: temporary.write_text(json.dumps(failure._asdict())))
 
     def forget_failure(self) -> None:
         """It begins anew, or went well."""
-        self._failed.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
 
     @property
-    def _failed(self) -> pathlib.Path:
+    def note(self) -> pathlib.Path:
+        """Of what went wrong."""
         return self.log.with_suffix(".failed")
 
     def command(self) -> list[str]:
@@ -181,7 +179,7 @@ class Job(NamedTuple):
                 stderr=subprocess.STDOUT,
                 env=os.environ | dict(place.variables),
                 start_new_session=True,  # a Ctrl-C is for the sweep, which passes it on
-                preexec_fn=functools.partial(_prepare, place.cores),
+                preexec_fn=functools.partial(_prepare, place.cores, os.getpid()),
             )
 
     def last_word(self, begin: int, status: int) -> str:
@@ -191,8 +189,15 @@ class Job(NamedTuple):
         return f"killed by {signal.Signals(-status).name} after: {said}" if status < 0 else said
 
 
-def _prepare(cores: tuple[int, ...]) -> None:
-    """In a new process, before its program. Slurm sends the signal that is meant for submitit to all of a job."""
+def _prepare(cores: tuple[int, ...], parent: int) -> None:
+    """In a new process, before its program. Slurm sends the signal that is meant for submitit to all of a job.
+
+    Whatever the parent ends of, the process is asked to save and end, too (on Linux).
+    """
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # already
+            os._exit(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if cores and hasattr(os, "sched_setaffinity"):
@@ -234,6 +239,7 @@ class Workers:
         """
         self._attempts, self._say = attempts, say
         self._running: dict[Job, tuple[subprocess.Popen, Place, int]] = {}  # and where its words begin in the log
+        self._failures: collections.Counter[Job] = collections.Counter()
         self.stopping = False
 
     def work(self, jobs: Iterable[Job], places: Iterable[Place]) -> tuple[list[Job], list[Job]]:
@@ -244,35 +250,64 @@ class Workers:
         """
         waiting, free = collections.deque(jobs), collections.deque(places)
         failed, stopped = [], []
-        while self._running or (waiting and not self.stopping):
-            while waiting and free and not self.stopping:
-                job = waiting.popleft()
-                if job.holder:
-                    self._say(f"left to {job.holder}: {job.name}")
-                elif not job.is_done:  # by another one, meanwhile
-                    place, end = free.popleft(), job.log.stat().st_size if job.log.exists() else 0
-                    self._say(f"started on {place.name}: {job.name}")
-                    self._running[job] = process, _, _ = job.start(place), place, end
-                    if self.stopping:  # since just now
-                        process.terminate()
-            for job, (process, place, begin) in list(self._running.items()):
-                if process.poll() is None:
-                    continue
-                del self._running[job]
-                free.append(place)
-                if job.is_done or (not job.seeds and process.returncode == 0):
-                    job.forget_failure()
-                    self._say(f"done: {job.name} ({len(waiting) + len(self._running)} to go)")
-                elif self.stopping or process.returncode in POLITE:
-                    stopped.append(job)
-                    self._say(f"stopped: {job.name}")
-                else:
-                    failure = job.fail(job.last_word(begin, process.returncode))
-                    again = failure.attempts < self._attempts
-                    (waiting if again else failed).append(job)
-                    self._say(f"failed ({'will be tried again' if again else 'given up'}): {job.name}: {failure.line}")
-            time.sleep(0.1)
+        try:
+            while self._running or (waiting and not self.stopping):
+                while waiting and free and not self.stopping:
+                    job = waiting.popleft()
+                    if job.holder:
+                        self._say(f"left to {job.holder}: {job.name}")
+                    elif not job.is_done and not self._start(job, free):  # by another one, meanwhile
+                        (waiting if self._again(job) else failed).append(job)
+                for job, (process, place, begin) in list(self._running.items()):
+                    if process.poll() is None:
+                        continue
+                    del self._running[job]
+                    free.append(place)
+                    if job.is_done or (not job.seeds and process.returncode == 0):
+                        job.forget_failure()
+                        self._say(f"done: {job.name} ({len(waiting) + len(self._running)} to go)")
+                    elif self.stopping or process.returncode in POLITE:
+                        stopped.append(job)
+                        self._say(f"stopped: {job.name}")
+                    else:
+                        self._fail(job, job.last_word(begin, process.returncode))
+                        (waiting if self._again(job) else failed).append(job)
+                time.sleep(0.1)
+        except BaseException:  # nobody else would end them
+            self.stop()
+            self.wait()
+            raise
         return failed, stopped
+
+    def _start(self, job: Job, free: collections.deque[Place]) -> bool:
+        """Start it in the first place that is free, if that is possible."""
+        try:
+            end = job.log.stat().st_size if job.log.exists() else 0
+            process = job.start(free[0])
+        except OSError as error:
+            self._fail(job, f"it cannot be started ({describe_os_error(error)})")
+            return False
+        place = free.popleft()
+        self._running[job] = process, place, end
+        self._say(f"started on {place.name}: {job.name}")
+        if self.stopping:  # since just now
+            process.terminate()
+        return True
+
+    def _fail(self, job: Job, line: str) -> None:
+        """Count a failure, say it, and leave a note."""
+        before = job.failure.attempts if job.failure else 0
+        self._failures[job] = max(self._failures[job], before) + 1  # here, too: there may be no room for a note
+        attempts = "will be tried again" if self._again(job) else "given up"
+        self._say(f"failed ({attempts}): {job.name}: {line}")
+        try:
+            node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+            job.remember(Failure(self._failures[job], node, line))
+        except OSError as error:
+            self._say(f"no note of that can be written ({describe_os_error(error)}): {job.name}")
+
+    def _again(self, job: Job) -> bool:
+        return self._failures[job] < self._attempts
 
     def stop(self) -> None:
         """Ask the jobs that are under way to save and end, and begin no other."""
@@ -306,7 +341,7 @@ class SlurmTask:
         failed, stopped = self.workers.work(jobs, sharing_cores([self.place] * len(jobs)))
         if stopped:  # by Slurm, which tells all processes: were this one to end by itself, it would not be queued again
             time.sleep(GRACE_S)
-        if any(job.failure.attempts < self.attempts for job in failed):
+        if any(job.failure and job.failure.attempts < self.attempts for job in failed):
             _requeue_elsewhere()
 
     def checkpoint(self, jobs: tuple[Job, ...]) -> Any:

@@ -7,6 +7,7 @@ settings differ, the legend says so. What is left out is named, on stderr and be
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -26,6 +27,7 @@ from matplotlib.axes import Axes
 
 import runs
 from common.errors import exit_in_one_line
+from common.files import write_whole
 from common.run_directory import SCORES
 from published import published_scores
 from runs import Comparison, Run, natural
@@ -106,7 +108,7 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
     switches = {_position(run, run.args["offline_steps"], x) for run in members if run.args["online_steps"] > 0}
     for i, switch in enumerate(sorted(switches)):
         axes.axvline(switch, c="0.3", ls="--", lw=1, label="from here on online" if i == 0 else None)
-    axes.set(title=task, xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
+    axes.set(title=drawable(task), xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
     _score_axis(axes, members)
     axes.grid(alpha=0.3, lw=0.5)
 
@@ -240,6 +242,7 @@ def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[s
 def draw(comparison: Comparison, x: str) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    plt.rcParams["text.parse_math"] = False  # names of runs and tasks are no formulas
     style = styles({*comparison.methods, *comparison.algorithms})
     tasks, common = list(comparison.tasks), common_tasks(comparison)
     scores = {
@@ -262,12 +265,12 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
         mosaic[-1] = ["scores"] * (1 + mosaic[-1].count(".")) + [n for n in mosaic[-1] if n not in ("scores", ".")]
 
     width = PANEL[0] * columns
-    lines = _caption(comparison, x)
+    lines = map(drawable, _caption(comparison, x))
     caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in lines)
     foot = 0.125 * (caption.count("\n") + 1) + 0.1
     handles = len(comparison.methods) + 1
     letters = int((width - 0.8) / 0.06)  # in a line of the legend: inches, of 8 points, beside a handle
-    labels = {method: textwrap.fill(_with_seeds(method, comparison), letters) for method in comparison.methods}
+    labels = {m: textwrap.fill(drawable(_with_seeds(m, comparison)), letters) for m in comparison.methods}
     longest = max(len(line) for label in labels.values() for line in label.splitlines())
     legend_columns = min(handles, max(1, int(width / (0.06 * longest + 0.6))))
     lines = sum(label.count("\n") for label in labels.values())
@@ -291,6 +294,16 @@ def draw(comparison: Comparison, x: str) -> plt.Figure:
     )
     text.text(0.01, 1, caption, ha="left", va="top", fontsize=7, c="0.25")
     return figure
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(matplotlib.ft2font.FT2Font(matplotlib.font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """Characters that the font lacks by their codes: it has boxes for them, and Matplotlib a warning for each."""
+    return "".join(c if ord(c) in _glyphs() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _with_seeds(label: str, comparison: Comparison) -> str:
@@ -337,7 +350,8 @@ def main(args: Args) -> None:
     for ending in (".pdf", ".png"):
         path = args.out.with_name(args.out.name + ending)
         # No date inside: the same runs give the same file.
-        figure.savefig(path, dpi=160, metadata={"CreationDate": None} if ending == ".pdf" else None)
+        options = {"dpi": 160, "metadata": {"CreationDate": None} if ending == ".pdf" else None}
+        write_whole(path, lambda temporary, options=options: figure.savefig(temporary, **options))
         print(path)
     plt.close(figure)
 

@@ -224,6 +224,11 @@ def report(notes: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
+def printable(name: str) -> str:
+    """A name that no terminal acts on, in one line: what is not a character in it, by its code."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def _find(paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
     """Run directories and their names. A folder that is none stands for those in it, at any depth (a sweep's)."""
     found = {}
@@ -235,7 +240,7 @@ def _find(paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
                 inside = sorted(folder for folder in path.glob("*") if folder.is_dir())
         for folder in inside or [path]:
             name = f"{path.name}/{folder.relative_to(path)}" if inside else str(folder)
-            found[folder.resolve()] = folder, name
+            found[folder.resolve()] = folder, printable(name)
     return list(found.values())
 
 

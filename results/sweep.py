@@ -28,15 +28,15 @@ import tomllib
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-import tyro
 from tabulate import tabulate
 
 import runs
-from common import algorithms
+from common import algorithms, command_line
 from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
 from common.errors import UserError, exit_in_one_line, expanded
 from common.files import holder_of, try_lock, write_whole
+from common.processes import usable_cores
 from common.progress import duration
 from common.roles import Role, with_role
 from common.run_directory import headline_steps, read_table, scores
@@ -52,14 +52,12 @@ from jobs import (
     sharing_a_gpu,
     sharing_cores,
     together,
-    usable_cores,
 )
 from published import group_of
 
 STAR = "drol-star"  # drol.py with the K that the paper tuned
 SLURM = {"job_name": "sweep", "time": 24 * 60, "signal_delay_s": 120}  # minutes, seconds to save in
 FETCH = "results/fetch.py"
-ARRAY_SIZE = 1000  # Slurm's own limit, unless it is configured otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +86,8 @@ class Args:
     """Parameters of submitit's Slurm executor: partition=gpu account=us gpus_per_node=1 time=720 constraint=a100."""
     slurm_config: pathlib.Path | None = None
     """The same from a TOML file; the command line wins."""
+    array_size: Count = 1000
+    """Tasks of a Slurm array at most (Slurm's MaxArraySize less one); what is more becomes several."""
     dry_run: bool = False
     """Print the grid and stop."""
     status: bool = False
@@ -153,6 +153,20 @@ def grid(args: Args, passed_on: list[str]) -> list[Method]:
     return list(methods.values())
 
 
+def nameable(sweep: pathlib.Path, methods: list[Method]) -> list[Method]:
+    """Those whose folders and files have names that the file system takes; the others are named, and left out."""
+    there = next(folder for folder in (sweep, *sweep.parents) if folder.is_dir())
+    limit, taken = os.pathconf(there, "PC_NAME_MAX"), []
+    for method in methods:
+        longest = Job(sweep, method.name, "", (), tuple(range(method.seeds))).note.name
+        if len(os.fsencode(longest)) <= limit:
+            taken.append(method)
+        else:
+            problem = f"has {len(os.fsencode(longest))} bytes, and {there} takes {limit}; name fewer settings"
+            print(f"left out: {longest[:60]}..{longest[-20:]} {problem}", file=sys.stderr, flush=True)
+    return taken
+
+
 def tasks_named(names: Iterable[str]) -> list[EnvSpec]:
     """The tasks that --tasks means, each once: for a group of the paper's Table 1 all of its tasks."""
     ogbench = (f"{name}-task{task}" for name in OGBENCH_DATASET_TYPES for task in range(1, NUM_TASKS + 1))
@@ -178,7 +192,7 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
         UserError: not an argument of a script, or one that the sweep gives; several values, but no place in the name.
     """
     scripts = [algorithms.load(name).Args for name in algorithms.names()]
-    fields = {field.name: field for script in scripts for field in dataclasses.fields(script)}
+    fields = {field.name: (field, script) for script in scripts for field in dataclasses.fields(script)}
     own = set().union({"drol_star"}, *(with_role(script, Role.RUN) for script in scripts))  # what the sweep gives
     unnamed = set().union(*(with_role(script, Role.HOW, Role.PLACE) for script in scripts))
     values = collections.defaultdict(list)
@@ -190,7 +204,9 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
             raise UserError(f"{given}: neither an argument of the sweep, nor one of the scripts that it passes on")
         taken = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
         del words[: len(taken)]
-        if isinstance(fields[name].default, bool | tuple):
+        field, script = fields[name]
+        taken = [command_line.canonical(script, name, word) for word in taken]
+        if isinstance(field.default, bool | tuple):
             values[name].append((given, *taken))
         else:
             values[name] += [(given, word) for word in taken] or [(given,)]
@@ -201,7 +217,7 @@ def values_of(words: list[str]) -> dict[str, list[tuple[str, ...]]]:
 
 @functools.cache  # the same for all tasks
 def _read(args_class: type[RunArgs], options: tuple[str, ...]) -> RunArgs:
-    return tyro.cli(args_class, args=list(options), prog="results/sweep.py")
+    return command_line.read(args_class, args=list(options), prog="results/sweep.py")
 
 
 # ---- How it stands ---------------------------------------------------------------------------------------------------
@@ -355,7 +371,7 @@ def show_status(sweep: pathlib.Path) -> None:
         failed="".join(f"<li>{html.escape(line)}</li>" for line in failed),
         curves=_curves(sweep),
     )
-    write_whole(page, lambda temporary: temporary.write_text(text))
+    write_whole(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     print_table(rows, sums, *failed, str(page))
 
 
@@ -396,10 +412,11 @@ svg {{ max-width: 100%; height: auto; }}
 
 def remember(sweep: pathlib.Path, words: list[str]) -> None:
     """Add a command to SWEEP/commands.txt, once."""
-    with (sweep / "commands.txt").open("a+") as commands:
-        commands.seek(0)
-        if shlex.join(words) not in commands.read().splitlines():
-            commands.write(shlex.join(words) + "\n")
+    path = sweep / "commands.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if shlex.join(words) not in lines:
+        text = "".join(f"{line}\n" for line in (*lines, shlex.join(words)))
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def remembered(sweep: pathlib.Path) -> list[Method]:
@@ -407,16 +424,16 @@ def remembered(sweep: pathlib.Path) -> list[Method]:
     if not (sweep / "commands.txt").exists():
         raise UserError(f"{sweep}: no sweep was started here; name its --folder")
     methods = {}
-    for line in (sweep / "commands.txt").read_text().splitlines():
+    for line in (sweep / "commands.txt").read_text(encoding="utf-8").splitlines():
         for method in grid(*parse(shlex.split(line))):
             seeds = max(method.seeds, methods.get(method.name, method).seeds)
             methods[method.name] = method._replace(seeds=seeds)
-    return list(methods.values())
+    return nameable(sweep, list(methods.values()))
 
 
 def parse(words: list[str]) -> tuple[Args, list[str]]:
     """Arguments of the sweep, and those that it passes on."""
-    return tyro.cli(Args, args=words, return_unknown_args=True)
+    return command_line.read(Args, args=words, return_unknown_args=True)
 
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
@@ -463,14 +480,14 @@ def work_here(args: Args, data: list[Job], jobs: list[Job]) -> None:
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        workers.work(data, [Place("this machine")])
-        workers.work(jobs, places_here(args))
+        failed, _ = workers.work(data, [Place("this machine")])
+        failed += workers.work(jobs, places_here(args))[0]
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if workers.stopping:
         print("stopped; the same command goes on", flush=True)
-    elif failed := failures([*data, *jobs]):
+    elif failed:
         raise UserError(f"{len(failed)} of {len(data) + len(jobs)} jobs failed; --status names them")
 
 
@@ -512,10 +529,10 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
     def submit_arrays(jobs: list[Job], size: int, **more: Any) -> list[str]:
         packs = [tuple(jobs[i : i + size]) for i in range(0, len(jobs), size)]  # each is a task of an array
         ids = []
-        for first in range(0, len(packs), ARRAY_SIZE):
+        for first in range(0, len(packs), args.array_size):
             executor = submitit.SlurmExecutor(sweep / "jobs" / "slurm", max_num_timeout=10**6)
             executor.update_parameters(**parameters | more, setup=setup)
-            ids += [job.job_id for job in executor.map_array(task, packs[first : first + ARRAY_SIZE])]
+            ids += [job.job_id for job in executor.map_array(task, packs[first : first + args.array_size])]
             submitted = _submitted(sweep)
             for pack, job_id in zip(packs, ids, strict=False):
                 submitted |= {str(run): job_id for job in pack for run in job.runs}
@@ -558,9 +575,18 @@ def main(words: list[str]) -> None:
     sweep = expanded(args.folder).resolve()
     if args.status:
         return show_status(sweep)
-    methods = grid(args, passed_on)
+    named = grid(args, passed_on)
+    methods = nameable(sweep, named)
     if args.dry_run:
-        return print_table(*describe(stand(sweep, methods)))
+        print_table(*describe(stand(sweep, methods)))
+    else:
+        go_on(args, sweep, methods, words)
+    if len(methods) < len(named):
+        raise UserError(f"{len(named) - len(methods)} of {len(named)} methods were left out: their names are too long")
+
+
+def go_on(args: Args, sweep: pathlib.Path, methods: list[Method], words: list[str]) -> None:
+    """Print the grid, remember the command, and start what nobody does yet."""
     lock_file = sweep / "jobs" / ".lock"
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     if (lock := try_lock(lock_file)) is None:  # from whatever login node

@@ -9,6 +9,7 @@ paper's has a column of its own. The second one has every task that was run.
 
 import csv
 import dataclasses
+import functools
 import io
 import pathlib
 
@@ -18,6 +19,7 @@ from tabulate import tabulate
 
 import runs
 from common.errors import exit_in_one_line
+from common.files import write_whole
 from published import num_tasks, published_scores
 from runs import Comparison, Run, describe_value
 
@@ -184,7 +186,7 @@ def main(args: Args) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for ending, text in ((".md", markdown), (".csv", to_csv(tables, notes)), (".tex", to_latex(tables, notes))):
         path = args.out.with_name(args.out.name + ending)
-        path.write_text(text)
+        write_whole(path, functools.partial(pathlib.Path.write_text, data=text, encoding="utf-8"))
         print(path)
 
 

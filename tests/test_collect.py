@@ -196,7 +196,7 @@ def test_as_a_program(tmp_path):
         module="common.collect",
     )
     assert result.returncode == 0, result.stderr
-    names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock-"))
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
     stem = "pointmaze-medium-stitch-v0-collected-10-seed0"
     assert names == [f"{stem}-val.npz", f"{stem}.json", f"{stem}.npz"]
     assert "official size: 5000 episodes" in result.stdout

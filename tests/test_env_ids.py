@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import envs
-from common.env_ids import D4RL_MINARI_IDS, OGBENCH_DATASET_TYPES, known_names, resolve
+from common.env_ids import D4RL_MINARI_IDS, OGBENCH_DATASET_TYPES, EnvSpec, known_names, resolve
 from common.errors import UserError
 
 
@@ -101,6 +101,19 @@ def test_any_other_text_is_an_error_in_one_line(text):
         assert "--env-id" in str(error)
     else:
         assert spec.suite == "d4rl" or text.startswith(spec.env_name)
+
+
+def test_gymnasiums_own_names_go_with_a_file_and_those_with_a_namespace_do_not_mean_minaris_then(tmp_path):
+    file = tmp_path / "data.npz"
+    file.touch()
+    gymnasium.register("cases/Namespaced-v0", "nowhere:Nothing")
+    for name in ("HalfCheetah-v5", "Pendulum-v1", "cases/Namespaced-v0"):
+        assert resolve(name, file) == EnvSpec("gymnasium", name, name, name)
+    assert resolve("HalfCheetah-v5").suite == "gymnasium"  # that its data has to be given is said when it is looked for
+    assert resolve("cases/Namespaced-v0").suite == "d4rl"
+    with pytest.raises(UserError, match=r"nearest known names are .*HalfCheetah-v5"):
+        resolve("HalfCheeta-v5", file)
+    assert resolve("cube-double", file).suite == "ogbench"
 
 
 def test_minaris_names_without_a_namespace_are_its_folders(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -97,3 +98,52 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
     with files.making(tmp_path / "data"):
         pass
     assert f"warning: {tmp_path}: no locks on this file system ({os.strerror(code)})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_does_not_sync_is_used_and_one_that_is_full_is_named(tmp_path, monkeypatch, code):
+    """Some refuse it of folders alone."""
+
+    def only(is_refused, code) -> None:
+        def fsync(file: int) -> None:
+            if is_refused(os.fstat(file).st_mode):
+                raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    for name, is_refused in {"folders": stat.S_ISDIR, "all": lambda mode: True}.items():
+        only(is_refused, code)
+        files.write_whole(tmp_path / name, lambda temporary: temporary.write_text("whole"))
+        assert (tmp_path / name).read_text() == "whole"
+    only(stat.S_ISREG, errno.ENOSPC)
+    with pytest.raises(OSError, match=r"No space left.*full"):
+        files.write_whole(tmp_path / "full", lambda temporary: temporary.write_text("whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "folders"]
+
+
+def test_what_is_whole_but_cannot_be_renamed_is_kept_and_named(tmp_path):
+    (tmp_path / "name").mkdir()  # in the way
+    (tmp_path / "name" / "full").touch()
+
+    def folder(temporary: pathlib.Path) -> pathlib.Path:
+        (temporary / "made").mkdir()
+        (temporary / "made" / "data").write_text("whole")
+        return temporary / "made"
+
+    with pytest.raises(OSError, match="whole, but under another name") as caught:
+        files.write_whole(tmp_path / "name", lambda temporary: temporary.write_text("whole"))
+    assert caught.value.filename == str(tmp_path / "name")
+    assert pathlib.Path(caught.value.strerror.split(": ")[-1]).read_text() == "whole"
+    with pytest.raises(OSError, match="whole, but under another name") as caught:
+        files.write_whole_folder(tmp_path / "name", folder)
+    assert (pathlib.Path(caught.value.strerror.split(": ")[-1]) / "data").read_text() == "whole"
+    files.write_whole_folder(tmp_path / "other", folder)
+    assert (tmp_path / "other" / "data").read_text() == "whole"
+    assert len(list(tmp_path.glob(".tmp-*"))) == 2
+
+
+def test_names_as_long_as_the_file_system_takes_them_and_no_lock_is_taken_for_data(tmp_path):
+    path = tmp_path / f"{'x' * 245}.npz"
+    with files.making(path):
+        files.write_whole(path, lambda temporary: np.savez(temporary, rows=np.arange(3)))
+    assert list(tmp_path.glob("*.npz")) == [path]

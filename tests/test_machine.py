@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from conftest import REPOSITORY, command, run_script
 
 import drol
-from common import machine, minari_data
+from common import machine, minari_data, processes
 from common.errors import UserError, expanded
 from common.runs import Runs
 from common.seeds import Seeds
@@ -81,6 +82,64 @@ def test_kernels_run_side_by_side_where_xla_can(error, expected, monkeypatch):
     machine._is_known.cache_clear()
     assert machine.side_by_side() == expected
     machine._is_known.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/a.slice/job", {"cpu.max": "4 1", "a.slice/cpu.max": "30000 10000", "a.slice/job/cpu.max": "max 1"}, 3),
+        ("0::/seen/by/the/host", {"cpu.max": "200000 100000"}, 2),
+        ("4:cpu,cpuacct:/", {"cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpuset:/\n3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "25000", "cpu/job/cpu.cfs_period_us": "50000"}, 1),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("3:cpu:/\n0::/x", {"unified/x/cpu.max": "500000 100000", "cpu/cpu.cfs_quota_us": "nonsense"}, 5),
+        ("", {}, 8),
+    ],
+)  # fmt: skip
+def test_a_containers_quota_of_cpu_time_counts(own, files, expected, tmp_path, monkeypatch):
+    """Of both versions of control groups; half a core is one."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text(f"{own}\n" if own else "")
+    monkeypatch.setattr(processes, "CGROUPS", tmp_path)
+    monkeypatch.setattr(processes, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3, 11)), raising=False)
+    assert processes.usable_cores() == list(range(3, 3 + expected))
+    assert processes.available_cores() == expected
+
+
+IN_A_NAMESPACE = """
+from common import evaluation, workers
+from common.env_ids import resolve
+from common.errors import UserError
+for start in (
+    lambda: evaluation.Evaluator(resolve("cube-single"), 8, seeds=[0], workers=2),
+    lambda: workers.collect_episodes(None, 1, seed=0, workers=1, episode_steps=1),
+):
+    try:
+        start()
+    except UserError as error:
+        print(error)
+evaluation.Evaluator(resolve("cube-single"), 8, seeds=[0], workers=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("size=4k", "No space left on device"), ("ro", "Read-only file system")]
+)
+def test_what_is_full_or_read_only_is_named_before_training(option, reason):
+    script = f"mount -t tmpfs -o {option} tmpfs /dev/shm && exec {sys.executable} -c '{IN_A_NAMESPACE}'"
+    command = ["unshare", "--mount", "bash", "-c", script]
+    if shutil.which("unshare") is None or subprocess.run([*command[:-1], "mount -t tmpfs tmpfs /dev/shm"]).returncode:
+        pytest.skip("this user cannot have a /dev/shm of its own")
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    problem = f"processes cannot have locks in common ({reason}: /dev/shm); make room there"
+    assert result.stdout.splitlines() == [f"{problem}, or take --eval-workers 1, which needs none", problem]
 
 
 def test_jit_has_to_be_on():

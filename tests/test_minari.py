@@ -211,9 +211,18 @@ def test_every_d4rl_name_has_its_references(name):
     assert (scores is None) == name.startswith("antmaze")
 
 
-def test_what_is_not_continuous_control_in_the_unit_box_is_refused():
-    with pytest.raises(UserError, match=r"the action space must be \[-1, 1\]"):
-        load("toys/pendulum/random-v0")
+def test_actions_of_another_box_are_rescaled_and_back(folder, tmp_path, capsys):
+    """The pendulum's lie in [-3, 3]."""
+    data, provenance = load("toys/pendulum/random-v0")
+    (episode,) = episodes_of(folder, "toys/pendulum/random-v0")
+    np.testing.assert_allclose(data.actions[data.transitions], episode["actions"][:] / 3, atol=2e-5)
+    assert provenance["action_bounds"] == [[-3], [3]]
+    assert "note: actions of toys/pendulum/random-v0 lie in [-3, 3]: learned in [-1, 1]" in capsys.readouterr().out
+    path = shutil.copytree(folder / "toys/pendulum/random-v0", tmp_path / "wide")
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        file["episode_0"]["actions"][0] = 3.1
+    with pytest.raises(UserError, match=r"in \[-3, 3\], episode 0 has 1.0333333 \(rescaled to \[-1, 1\]\)"):
+        load("toys/pendulum/random-v0", path)
 
 
 def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Path:
@@ -366,7 +375,7 @@ def test_training_and_evaluation_and_resumption(tmp_path):
         assert filmed == [f"video: {film}, {frames} frames"]
         assert imageio.immeta(film)["duration"] == 40  # milliseconds
     else:
-        assert result.stderr.startswith("error: --video: this machine does not render")
+        assert result.stderr.startswith("error: --video ")
         assert filmed == []
 
 
@@ -399,7 +408,7 @@ def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(folder, tm
         try:
             evaluator.film(policy, tmp_path / "film.mp4", size=64)
         except UserError as error:
-            assert str(error).startswith("--video: filming fails here")
+            assert str(error).startswith(f"--video {tmp_path / 'film.mp4'}: ")
             return
         film = imageio.imread(tmp_path / "film.mp4")
         (result,) = evaluator(policy)

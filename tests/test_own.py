@@ -186,7 +186,6 @@ def test_environments_that_cannot_be_judged_in_are_refused_before_any_data(tmp_p
     for env_id, message in (
         ("no_such_module:X-v0", "no_such_module cannot be imported"),
         ("reach:Reach-v7", "it cannot be made"),
-        ("gymnasium:Pendulum-v1", "RescaleAction"),
         ("gymnasium:CartPole-v1", "actions are not vectors of real numbers"),
     ):
         path = tmp_path / "data.npz"

@@ -15,10 +15,11 @@ import time
 
 import numpy as np
 import pytest
-import tyro
 from conftest import REPOSITORY, command, run_script
 
 import drol
+from common import command_line
+from common.arguments import from_command_line
 from common.errors import UserError
 from common.run_directory import read_table
 
@@ -235,7 +236,7 @@ def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "error: interrupted"
-    assert [path for path in tmp_path.iterdir() if not path.name.startswith(".lock-")] == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 NONSENSE = [
@@ -262,10 +263,33 @@ def test_nonsense_is_refused_in_one_line(args, message, tmp_path, refusal):
     assert message in refusal(*args, *(() if "--resume" in args else ("--dataset-dir", tmp_path)))
 
 
-@pytest.mark.parametrize("args", [("--no-such-option",), ("--batch-size", "many"), ("--q-agg", "max")])
+def test_whole_numbers_are_taken_as_people_write_them(monkeypatch):
+    words = (
+        "--offline-steps",
+        "1e6",
+        "--batch-size=2.56e2",
+        "--hidden-sizes",
+        "1e2",
+        "64",
+        "--seed",
+        "3.0",
+        "--tau",
+        "5e-3",
+    )
+    monkeypatch.setattr(sys, "argv", ["drol.py", *words, "--collect-episodes", "None", "--run-dir", "1e3"])
+    args = from_command_line(drol.Args)
+    assert (args.offline_steps, args.batch_size, args.hidden_sizes, args.seed) == (1_000_000, 256, (100, 64), 3)
+    assert (args.tau, args.collect_episodes, args.run_dir) == (0.005, None, pathlib.Path("1e3"))
+    assert all(type(value) is int for value in (args.offline_steps, args.batch_size, *args.hidden_sizes))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("--no-such-option",), ("--batch-size", "many"), ("--batch-size", "2.5"), ("--seed", "1e-1"), ("--q-agg", "max")],
+)
 def test_unknown_and_ill_typed_arguments_have_status_2(args, capsys):
     with pytest.raises(SystemExit) as stopped:  # tyro answers in a box of several lines
-        tyro.cli(drol.Args, args=[str(arg) for arg in args])
+        command_line.read(drol.Args, args=[str(arg) for arg in args])
     assert stopped.value.code == 2
     assert args[0] in capsys.readouterr().err
 

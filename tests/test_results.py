@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -270,6 +272,35 @@ def test_a_run_whose_script_is_not_here_is_shown_by_its_name(tmp_path, markdown)
     text = markdown(tmp_path)
     assert cell(text, "cube-single rebrac", "score") == "50.0 ± -"
     assert "there is no rebrac.py here" in text
+
+
+def test_names_are_shown_as_they_are_in_figures_and_tables(tmp_path, capsys):
+    """As far as fonts, terminals and files have them."""
+    plain = ["x$\\lr$_1", "$\\frac{", "50% & #1_\\", "实验"]
+    coded = {"two\nlines\x1b[31m": r"two\nlines\x1b[31m", os.fsdecode(b"not \xff text"): r"not \udcff text"}
+    for seed, name in enumerate([*plain, *coded]):
+        write_run(tmp_path / name, seed=seed, scores=(10, 60))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot.main(plot.Args((tmp_path,), out=tmp_path / "figure"))
+    table.main(table.Args((tmp_path,), out=tmp_path / "table"))
+    err = capsys.readouterr().err
+    for name in (*plain, *coded.values()):
+        note = f"unfinished, no score: {tmp_path.name}/{name} (cube-single, "
+        assert f"- {note}" in (tmp_path / "table.md").read_text("utf-8")
+        assert f"% {note}" in (tmp_path / "table.tex").read_text("utf-8")
+        assert note in err
+
+
+def test_output_need_not_be_utf_8(tmp_path):
+    """What it lacks is written by its code; files are UTF-8 whatever it is."""
+    run, variables = write_run(tmp_path / "läuft"), {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = run_script(run, script="results/table.py", variables={"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0, result.stderr
+    assert r"50.0 \xb1 -" in result.stdout
+    result = run_script(run, "--out", tmp_path / "table", script="results/table.py", variables=variables)
+    assert result.returncode == 0, result.stderr
+    assert "50.0 ± -" in (tmp_path / "table.md").read_text("utf-8")
 
 
 def test_nothing_to_show_is_one_line(tmp_path):

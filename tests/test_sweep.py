@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import csv
+import errno
 import json
 import os
 import pathlib
@@ -129,6 +130,10 @@ def test_what_is_given_is_in_the_name_but_for_what_has_no_part_in_what_is_learne
 def test_a_name_does_not_depend_on_how_it_is_said():
     (method,) = grid("--tau", 0.01, "--bc-coef", 3, algorithms=("drol",))
     assert grid("--bc_coef", 3, "--tau", 0.01, algorithms=("drol",))[0].name == method.name
+    for one, other in (("--offline-steps 1e6", "--offline_steps 1000000"), ("--tau .010", "--tau 1e-2")):
+        names = [[method.name for method in grid(*words.split(), algorithms=("drol",))] for words in (one, other)]
+        assert names[0] == names[1]
+    assert "tau0.01" in names[0][0]
     collected, downloaded = grid("--data-source", "collect", "download", algorithms=("drol",))
     assert collected.name != downloaded.name
 
@@ -208,6 +213,75 @@ def test_a_job_that_is_killed_succeeds_at_its_second_attempt(make_job, tmp_path)
     failed, said = work([job], attempts=2)
     assert failed == [] and job.failure is None
     assert "killed by SIGKILL after: alive" in said[1]
+
+
+def test_a_job_without_room_for_its_note_is_given_up_and_named_and_the_others_go_on(make_job, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "bad.failed")
+
+    bad, good = make_job("bad", "raise SystemExit('error: no such thing')"), make_job("good", "print('well')")
+    monkeypatch.setattr(jobs, "write_whole", full)
+    failed, said = work([bad, good], attempts=2)
+    assert failed == [bad] and sum("started" in line for line in said) == 3
+    assert "failed (given up): bad: error: no such thing" in said and "done: good" in " ".join(said)
+    assert "no note of that can be written (No space left on device: bad.failed): bad" in said
+
+
+def test_a_job_that_cannot_be_started_is_named_and_the_others_go_on(make_job):
+    bad, good = make_job("bad", "print('well')"), make_job("good", "print('well')")
+    (bad.log.parent / "bad.log").mkdir(parents=True)
+    failed, said = work([bad, good])
+    assert failed == [bad]
+    assert said[0].startswith("failed (given up): bad: it cannot be started (Is a directory: ")
+    assert "done: good" in said[-1]
+
+
+LONG = "import os, pathlib, time; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
+
+
+def is_running(pid_file: pathlib.Path) -> bool:
+    """Zombies are not."""
+    status = pathlib.Path(f"/proc/{pid_file.read_text()}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_whatever_ends_the_supervisor_its_jobs_end_with_it(make_job, tmp_path):
+    here, killed = tmp_path / "here", tmp_path / "killed"
+    bad, long = make_job("bad", "import time; time.sleep(1)"), make_job("long", LONG.format(str(here)))
+
+    def say(line: str) -> None:
+        if "done: bad" in line:
+            wait_for(lambda: here.exists() and here.read_text() != "")
+            raise RuntimeError("nobody listens")
+
+    with pytest.raises(RuntimeError, match="nobody listens"):
+        jobs.Workers(1, say).work([long, bad], [jobs.Place("here")] * 2)
+    assert not is_running(here)
+
+    job = make_job("killed", LONG.format(str(killed)))
+    program = f"import jobs, pathlib; job = jobs.Job(pathlib.Path({str(job.sweep)!r}), 'killed', {job.script!r}, ())"
+    program += "; jobs.Workers(1).work([job], [jobs.Place('there')])"
+    variables = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'results'}"}
+    with subprocess.Popen([sys.executable, "-c", program], env=os.environ | variables) as supervisor:
+        wait_for(lambda: killed.exists() and killed.read_text() != "")
+        supervisor.kill()
+    if sys.platform == "linux":
+        wait_for(lambda: not is_running(killed), timeout=10)
+
+
+def test_a_method_whose_name_is_too_long_is_left_out_and_the_others_are_shown(tmp_path, capsys):
+    """At the dry run already; 255 bytes is what file systems take, and a note of a failure has the longest name."""
+    words = ["--algorithms", "fql", "--folder", str(tmp_path / "x"), "--hidden-sizes", "8"]
+    layers = len("fql-cube-double-hidden-sizes-seed0-7.failed")
+    fits, too_long = ([f"{10 ** (n - 1)}"] for n in (255 - layers, 256 - layers))
+    sweep.main([*words, "--dry-run", "--hidden-sizes", *fits])
+    assert "left out" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="1 of 2 methods were left out: their names are too long"):
+        sweep.main([*words, "--dry-run", "--hidden-sizes", *too_long])
+    out, err = capsys.readouterr()
+    assert "1 methods, 8 jobs: 8 new" in out
+    assert err.startswith("left out: fql-cube-double-hidden-sizes1000")
+    assert f"has 256 bytes, and {tmp_path} takes 255; name fewer settings" in err
 
 
 def test_jobs_that_share_a_gpu_run_at_once_each_with_its_share_of_the_memory(make_job, tmp_path):
