@@ -315,6 +315,10 @@ def outcomes(args: Args) -> Iterator[dict[str, Any]]:
                 error = np.std(values, ddof=1) / len(values) ** 0.5
                 row = {"number": len(values), "mean": np.mean(values), "error": error}
                 yield {"environment": env_id, "what": what} | row
+
+
+def policies(args: Args) -> Iterator[dict[str, Any]]:
+    """A row for each run, likewise."""
     for run in args.runs:
         config = run_directory.read_config(run)
         algorithm = algorithms.load(config["algorithm"])
@@ -333,49 +337,64 @@ def outcomes(args: Args) -> Iterator[dict[str, Any]]:
 # ---- Several versions ------------------------------------------------------------------------------------------------
 
 
-def measure(args: Args) -> None:
-    """With the MuJoCo that is imported: steps.csv and outcomes.csv in a folder of its version."""
-    version, steps, samples = mujoco_versions.installed(), [], {}
+def steps(args: Args) -> Iterator[dict[str, Any]]:
+    """A row for each part; the first version records the states, and a few of them for the tests."""
+    few = {}
     for env_id in PARTS:
         path = args.folder / f"{env_id}.npz"
-        if not path.exists():  # this is the first version
+        if not path.exists():
             states = record(env_id, args.record_episodes)
             states["after"] = step(env_id, states)
             np.savez_compressed(path, **states)
-            few = sample(env_id, states, 50 if env_id.endswith("expert") else 100)
-            samples |= {f"{env_id}/{name}": values for name, values in few.items()}
+            chosen = sample(env_id, states, 50 if env_id.endswith("expert") else 100)
+            few |= {f"{env_id}/{name}": values for name, values in chosen.items()}
         with np.load(path) as file:
             states = dict(file)
-        steps += compare(env_id, states["qpos"], states["after"], step(env_id, states))
-    if samples:
-        np.savez_compressed(args.folder / "sample.npz", version=version, **samples)
-    for name, rows in (("steps", steps), ("outcomes", list(outcomes(args)))):
-        write(args.folder / version / f"{name}.csv", [{"version": version} | row for row in rows])
+        yield from compare(env_id, states["qpos"], states["after"], step(env_id, states))
+    if few:
+        np.savez_compressed(args.folder / "sample.npz", version=mujoco_versions.installed(), **few)
+
+
+MEASUREMENTS = {"steps": steps, "outcomes": outcomes, "policies": policies}
+
+
+def measure(args: Args) -> None:
+    """With the MuJoCo that is imported; CSV files in a folder of its version. What is there stands."""
+    version = mujoco_versions.installed()
+    for name, rows in MEASUREMENTS.items():
+        path = args.folder / version / f"{name}.csv"
+        if not path.exists():
+            write(path, [{"version": version} | row for row in rows(args)])
 
 
 def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV file, numbers with four digits."""
+    """A CSV file, numbers with three digits, and none beyond the sixth decimal."""
+    if not rows:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()})
+            writer.writerow({name: f"{round(x, 6):.3g}" if isinstance(x, float) else x for name, x in row.items()})
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """The rows of a CSV file; none of one that is not there."""
+    if not path.exists():
+        return []
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
 def render(folder: pathlib.Path) -> None:
     """table.md from the CSV files."""
+    each = {name: read(folder / f"{name}.csv") for name in MEASUREMENTS}
     text = [
-        tabulate_versions(read(folder / f"{name}.csv"), index, cell)
-        for name, index, cell in (
-            ("steps", ("environment", "what", "number", "moves"), "{median} / {95 %} / {largest}"),
-            ("outcomes", ("environment", "what"), "{mean} ± {error} ({number})"),
+        tabulate_versions(rows, index, cell)
+        for rows, index, cell in (
+            (each["steps"], ("environment", "what", "number", "moves"), "{median} / {95 %} / {largest}"),
+            (each["outcomes"] + each["policies"], ("environment", "what"), "{mean} ± {error} ({number})"),
         )
     ]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
@@ -391,19 +410,18 @@ def tabulate_versions(rows: list[dict[str, str]], index: tuple[str, ...], cell: 
 
 
 def main(args: Args) -> None:
-    """Measure with each version, in a process that sees it before any other; one that has been measured stands."""
+    """Measure with each version, in a process that sees it before any other."""
     if args.measure:
         return measure(args)
     args.folder.mkdir(parents=True, exist_ok=True)
     for version in args.versions:
-        overlay, measured = args.folder / f"mujoco-{version}", args.folder / version / "outcomes.csv"
+        overlay = args.folder / f"mujoco-{version}"
         if not overlay.exists():
             pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", overlay]
             subprocess.run([*pip, *PACKAGES[version]], check=True)
-        if not measured.exists():
-            environment = os.environ | {"PYTHONPATH": str(overlay.resolve())}
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--measure"], env=environment, check=True)
-    for name in ("steps", "outcomes"):
+        environment = os.environ | {"PYTHONPATH": str(overlay.resolve())}
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--measure"], env=environment, check=True)
+    for name in MEASUREMENTS:
         write(args.out / f"{name}.csv", [row for v in args.versions for row in read(args.folder / v / f"{name}.csv")])
     render(args.out)
     print((args.out / "table.md").read_text(), end="")
