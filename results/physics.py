@@ -338,21 +338,21 @@ def policies(args: Args) -> Iterator[dict[str, Any]]:
 
 
 def steps(args: Args) -> Iterator[dict[str, Any]]:
-    """A row for each part; the first version records the states, and a few of them for the tests."""
-    few = {}
+    """A row for each part; the first version records the states, and leaves a few of them for the tests."""
+    few, sampled = {}, args.folder / "sample.npz"
     for env_id in PARTS:
         path = args.folder / f"{env_id}.npz"
         if not path.exists():
             states = record(env_id, args.record_episodes)
-            states["after"] = step(env_id, states)
-            np.savez_compressed(path, **states)
-            chosen = sample(env_id, states, 50 if env_id.endswith("expert") else 100)
-            few |= {f"{env_id}/{name}": values for name, values in chosen.items()}
+            np.savez_compressed(path, **states, after=step(env_id, states))
         with np.load(path) as file:
             states = dict(file)
         yield from compare(env_id, states["qpos"], states["after"], step(env_id, states))
+        if not sampled.exists():
+            chosen = sample(env_id, states, 50 if env_id.endswith("expert") else 100)
+            few |= {f"{env_id}/{name}": values for name, values in chosen.items()}
     if few:
-        np.savez_compressed(args.folder / "sample.npz", version=mujoco_versions.installed(), **few)
+        np.savez_compressed(sampled, version=mujoco_versions.installed(), **few)
 
 
 MEASUREMENTS = {"steps": steps, "outcomes": outcomes, "policies": policies}
