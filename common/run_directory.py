@@ -201,7 +201,7 @@ class RunDirectory:
     def check_physics(self) -> None:
         """Raises `UserError` if its evaluations so far are of another physics: they would become one score."""
         spec, now = EnvSpec(**self.config["environment"]), mujoco_versions.installed()
-        before = self.config["versions"].get("mujoco", now)
+        before = self.config.get("versions", {}).get("mujoco", now)
         if mujoco_versions.changes(spec, before) != mujoco_versions.changes(spec, now):
             raise UserError(
                 f"{self.path} is evaluated with MuJoCo {before}, and {now} moves {spec.env_name} otherwise: "

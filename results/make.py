@@ -12,6 +12,7 @@ import accelerator
 import antmaze
 import candidates
 import mechanism
+import physics
 import plot
 import speed
 import table
@@ -54,6 +55,7 @@ def main(args: Args) -> None:
     mechanism.render(args.folder / "mechanism")
     speed.render(args.folder / "speed" / "speed")
     accelerator.render(args.folder / "gpu")
+    physics.render(args.folder / "physics")
 
 
 if __name__ == "__main__":

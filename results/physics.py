@@ -5,7 +5,7 @@
 Each version is installed into a folder that only its own measurement sees. States are recorded under the first one,
 while oracles and experts act, so that there are contacts. Every version then takes one control step from each of them,
 with the same control, and has the same oracles, experts and policies act for whole episodes, from the same starts.
-Writes steps.csv, outcomes.csv, and table.md from them.
+Writes steps.csv, outcomes.csv, and table.md from them; and into its folder sample.npz, which is tests/physics.npz.
 """
 
 import collections
@@ -33,7 +33,12 @@ from common.errors import exit_in_one_line
 from common.workers import Episode
 
 HERE = pathlib.Path(__file__).parent
-DM_CONTROL = {"3.3.7": "1.0.34", "3.4.0": "1.0.36", "4.0.0": "1.0.50"}  # that goes with each MuJoCo
+PACKAGES = {  # what goes with each MuJoCo
+    "3.2.7": ("mujoco==3.2.7", "dm_control==1.0.28"),
+    "3.3.7": ("mujoco==3.3.7", "dm_control==1.0.34"),
+    "3.4.0": ("mujoco==3.4.0", "dm_control==1.0.36"),
+    "4.0.0": ("mujoco==4.0.0", "mujoco-core==4.0.0", "dm_control==1.0.50"),
+}
 States = dict[str, np.ndarray]  # each [states, ...]
 
 
@@ -87,7 +92,7 @@ PARTS = {
         Part("torso, mm", (("root",),), 2, moves=20),
         Part("legs, mrad", (tuple(f"{name}_{i}" for i in range(1, 5) for name in ("hip", "ankle")),), moves=50),
     ),
-    "pointmaze-medium": (Part("point, mm", (("ballx", "bally"),)),),
+    "pointmaze-medium": (Part("point at a wall, mm", (("ballx", "bally"),), moves=1),),
     "humanoidmaze-medium": (Part("torso, mm", (("root",),), 3, moves=10),),
     "door-expert": (Part("door, mrad", (("door_hinge",),), moves=5), Part("fingers, mrad", (FINGERS,), moves=20)),
     "hammer-expert": (
@@ -109,7 +114,7 @@ class Args:
     """Folder for the versions, and for the states."""
     out: pathlib.Path = HERE / "physics"
     """Folder for the CSV files and the table."""
-    versions: tuple[str, ...] = tuple(DM_CONTROL)
+    versions: tuple[str, ...] = tuple(PACKAGES)
     """MuJoCo versions; the first records the states."""
     runs: tuple[pathlib.Path, ...] = ()
     """Runs whose policies are evaluated."""
@@ -117,8 +122,8 @@ class Args:
     """Episodes of each oracle, expert and policy."""
     record_episodes: int = 10
     """Episodes that states are taken from, of each environment."""
-    measure: tyro.conf.Suppress[bool] = False
-    """What is run for each version: with the MuJoCo that is imported."""
+    measure: bool = False
+    """Only measure, with the MuJoCo that is imported: what is run for each version."""
 
 
 # ---- One step --------------------------------------------------------------------------------------------------------
@@ -208,7 +213,7 @@ def step(env_id: str, states: States) -> np.ndarray:
     return after
 
 
-def samples(
+def occurrences(
     model: mujoco.MjModel, part: Part, before: np.ndarray, after: np.ndarray
 ) -> Iterator[tuple[np.ndarray, list[int], np.ndarray]]:
     """Of each sample of a part: the states that count, its columns of the positions, how far it moves in them."""
@@ -227,7 +232,7 @@ def compare(env_id: str, before: np.ndarray, ours: np.ndarray, theirs: np.ndarra
     model, _, _ = simulation(env_id)
     rows = []
     for part in PARTS[env_id]:
-        seen = list(samples(model, part, before, ours))
+        seen = list(occurrences(model, part, before, ours))
         move = np.concatenate([move for _, _, move in seen])
         apart = [np.linalg.norm((theirs - ours)[np.ix_(states, columns)], axis=1) for states, columns, _ in seen]
         if not move.size:
@@ -250,7 +255,9 @@ def sample(env_id: str, states: States, number: int) -> States:
     model, _, _ = simulation(env_id)
     rng, chosen = np.random.default_rng(0), []
     for part in PARTS[env_id]:
-        counting = np.concatenate([counts for counts, _, _ in samples(model, part, states["qpos"], states["after"])])
+        counting = np.concatenate(
+            [counts for counts, _, _ in occurrences(model, part, states["qpos"], states["after"])]
+        )
         share = min(number // len(PARTS[env_id]), counting.size)
         chosen.append(rng.choice(counting, share, replace=False))
     few = {name: values[np.concatenate(chosen)].astype(np.float32) for name, values in states.items()}
@@ -301,11 +308,17 @@ def scores(env_id: str, episodes: int) -> dict[str, list[float]]:
 
 def outcomes(args: Args) -> Iterator[dict[str, Any]]:
     """A row for each environment and whoever acts in it: mean, and its standard error."""
-    for env_id in ("cube-double", "scene", "puzzle-3x3", "antmaze-medium"):
-        for what, values in (goals if "maze" in env_id else subtasks)(env_id, args.episodes).items():
-            yield row_of(env_id, what, values)
-    for env_id in (env_id for env_id in PARTS if env_id.endswith("expert")):
-        yield row_of(env_id, "expert: score", scores(env_id, args.episodes // 2))
+    arms, hands = ("cube-double", "scene", "puzzle-3x3"), (env_id for env_id in PARTS if env_id.endswith("expert"))
+    for act, env_ids in ((subtasks, arms), (goals, ("antmaze-medium",)), (scores, hands)):
+        for env_id in env_ids:
+            for what, values in act(env_id, args.episodes).items():
+                error = np.std(values, ddof=1) / len(values) ** 0.5
+                row = {"number": len(values), "mean": np.mean(values), "error": error}
+                yield {"environment": env_id, "what": what} | row
+
+
+def policies(args: Args) -> Iterator[dict[str, Any]]:
+    """A row for each run, likewise."""
     for run in args.runs:
         config = run_directory.read_config(run)
         algorithm = algorithms.load(config["algorithm"])
@@ -313,60 +326,75 @@ def outcomes(args: Args) -> Iterator[dict[str, Any]]:
         share = outcome.score / 100
         yield {
             "environment": EnvSpec(**config["environment"]).short_name,
-            "what": f"{algorithm.ALGORITHM}, data of {config['dataset']['versions']['mujoco']}: success, %",
+            "what": f"{algorithm.ALGORITHM}, data of {config['dataset']['versions']['mujoco']}, "
+            f"seed {config['args']['seed']}: success, %",
             "number": args.episodes,
             "mean": outcome.score,
             "error": 100 * (share * (1 - share) / args.episodes) ** 0.5,
         }
 
 
-def row_of(env_id: str, what: str, values: list[float]) -> dict[str, Any]:
-    """Of a list of values."""
-    error = np.std(values, ddof=1) / len(values) ** 0.5
-    return {"environment": env_id, "what": what, "number": len(values), "mean": np.mean(values), "error": error}
-
-
 # ---- Several versions ------------------------------------------------------------------------------------------------
 
 
-def measure(args: Args) -> None:
-    """With the MuJoCo that is imported: steps.csv and outcomes.csv in a folder of its version."""
-    version, steps = mujoco_versions.installed(), []
+def steps(args: Args) -> Iterator[dict[str, Any]]:
+    """A row for each part; the first version records the states, and leaves a few of them for the tests."""
+    few, sampled = {}, args.folder / "sample.npz"
     for env_id in PARTS:
         path = args.folder / f"{env_id}.npz"
-        if not path.exists():  # this is the first version
+        if not path.exists():
             states = record(env_id, args.record_episodes)
             np.savez_compressed(path, **states, after=step(env_id, states))
         with np.load(path) as file:
             states = dict(file)
-        steps += compare(env_id, states["qpos"], states["after"], step(env_id, states))
-    for name, rows in (("steps", steps), ("outcomes", list(outcomes(args)))):
-        write(args.folder / version / f"{name}.csv", [{"version": version} | row for row in rows])
+        yield from compare(env_id, states["qpos"], states["after"], step(env_id, states))
+        if not sampled.exists():
+            chosen = sample(env_id, states, 50 if env_id.endswith("expert") else 100)
+            few |= {f"{env_id}/{name}": values for name, values in chosen.items()}
+    if few:
+        np.savez_compressed(sampled, version=mujoco_versions.installed(), **few)
+
+
+MEASUREMENTS = {"steps": steps, "outcomes": outcomes, "policies": policies}
+
+
+def measure(args: Args) -> None:
+    """With the MuJoCo that is imported; CSV files in a folder of its version. What is there stands."""
+    version = mujoco_versions.installed()
+    for name, rows in MEASUREMENTS.items():
+        path = args.folder / version / f"{name}.csv"
+        if not path.exists():
+            write(path, [{"version": version} | row for row in rows(args)])
 
 
 def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV file, numbers with four digits."""
+    """A CSV file, numbers with three digits, and none beyond the sixth decimal."""
+    if not rows:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()})
+            writer.writerow({name: f"{round(x, 6):.3g}" if isinstance(x, float) else x for name, x in row.items()})
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """The rows of a CSV file; none of one that is not there."""
+    if not path.exists():
+        return []
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
 def render(folder: pathlib.Path) -> None:
     """table.md from the CSV files."""
+    each = {name: read(folder / f"{name}.csv") for name in MEASUREMENTS}
     text = [
-        tabulate_versions(read(folder / f"{name}.csv"), index, cell)
-        for name, index, cell in (
-            ("steps", ("environment", "what", "number", "moves"), "{median} / {95 %} / {largest}"),
-            ("outcomes", ("environment", "what"), "{mean} ± {error} ({number})"),
+        tabulate_versions(rows, index, cell)
+        for rows, index, cell in (
+            (each["steps"], ("environment", "what", "number", "moves"), "{median} / {95 %} / {largest}"),
+            (each["outcomes"] + each["policies"], ("environment", "what"), "{mean} ± {error} ({number})"),
         )
     ]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
@@ -382,20 +410,18 @@ def tabulate_versions(rows: list[dict[str, str]], index: tuple[str, ...], cell: 
 
 
 def main(args: Args) -> None:
-    """Measure with each version, in a process that sees it before any other; one that has been measured stands."""
+    """Measure with each version, in a process that sees it before any other."""
     if args.measure:
         return measure(args)
     args.folder.mkdir(parents=True, exist_ok=True)
     for version in args.versions:
-        overlay, measured = args.folder / f"mujoco-{version}", args.folder / version / "outcomes.csv"
+        overlay = args.folder / f"mujoco-{version}"
         if not overlay.exists():
-            packages = (f"mujoco=={version}", f"dm_control=={DM_CONTROL[version]}")
-            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", overlay, *packages]
-            subprocess.run(pip, check=True)
-        if not measured.exists():
-            environment = os.environ | {"PYTHONPATH": str(overlay.resolve())}
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--measure"], env=environment, check=True)
-    for name in ("steps", "outcomes"):
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", overlay]
+            subprocess.run([*pip, *PACKAGES[version]], check=True)
+        environment = os.environ | {"PYTHONPATH": str(overlay.resolve())}
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--measure"], env=environment, check=True)
+    for name in MEASUREMENTS:
         write(args.out / f"{name}.csv", [row for v in args.versions for row in read(args.folder / v / f"{name}.csv")])
     render(args.out)
     print((args.out / "table.md").read_text(), end="")
