@@ -133,7 +133,7 @@ def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
         assert {f"{plain}, 1 seed", f"{plain}, {label}, 1 seed"} <= set(named["legend"])
         assert named["table"] == [plain, f"{plain}, {label}"]
         name, k = label.split()[0].replace("_", "-"), {"drol": "-k16", "fql": ""}[script]
-        assert named["sweep"] == [f"{script}-cube-double{k}-{name}{value}" for value in (0.0, 0.5)]
+        assert named["sweep"] == [f"{script}-cube-double{k}-{name}{value}" for value in (0, 0.5)]
 
 
 def test_what_has_no_part_in_what_is_learned_is_not_in_a_name(run):
