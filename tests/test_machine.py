@@ -244,7 +244,7 @@ def test_a_chunk_is_as_long_as_what_shows_progress_and_the_memory_allow(
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     args = drol.Args(data_memory=data_memory, batch_size=batch_size, offline_steps=10**6)
     runs = Runs.__new__(Runs)  # without folders
-    runs._runs, runs.step, runs.dataset_path = [types.SimpleNamespace(sizes=lambda _: (37, 5))] * 2, 0, None
+    runs._runs, runs.step, runs.dataset_path = [types.SimpleNamespace(sizes=(37, 5))] * 2, 0, None
     session = Session(args, runs, Seeds([0, 1]))
     assert session.end_of_chunk(0) == expected
     assert session.end_of_chunk(999) == 1000
