@@ -129,6 +129,7 @@ def test_the_ant_is_its_networks_mode():
 def test_the_ant_walks_where_it_is_told_to_go():
     env = make_env("antmaze-large-v0").unwrapped
     ant = collect.load_ant()
+    np.random.seed(0)  # which the start is drawn from
     for direction in ([1.0, 0.0], [-1.0, 0.0]):  # along a corridor of the maze, from its middle
         env.reset(seed=0, options={"task_info": {"init_ij": (1, 3), "goal_ij": (1, 3)}})
         start = env.get_xy()
@@ -136,7 +137,7 @@ def test_the_ant_walks_where_it_is_told_to_go():
             env.step(ant(np.concatenate([env.get_ob(ob_type="states")[2:], direction])))
         moved = env.get_xy() - start
         assert moved @ direction > 2, moved  # half a cell
-        assert abs(moved[1]) < 2
+        assert abs(moved[1]) < moved @ direction / 2, moved
 
 
 @pytest.mark.parametrize("env_id", ["antmaze-medium", "antmaze-medium-stitch", "antmaze-medium-explore"])
