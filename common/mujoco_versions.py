@@ -44,6 +44,8 @@ def installed() -> str:
 def changes(spec: EnvSpec, version: str) -> list[Change]:
     """How this version ('4.0.0') moves an environment otherwise than the first; nothing of environments not listed."""
     number = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if spec.suite == "gymnasium":  # an environment of one's own, whatever its name begins with
+        return []
     return [change for change in CHANGES if spec.family.startswith(change.families) and change.since <= number]
 
 
