@@ -17,6 +17,7 @@ sys.path.insert(0, str(REPOSITORY / "results"))
 
 import antmaze
 import make
+import physics
 import plot
 import speed
 import sweep
@@ -34,6 +35,7 @@ PROGRAMS = {
     "common.collect": collect.Args,
     "results/plot.py": plot.Args,
     "results/table.py": table.Args,
+    "results/physics.py": physics.Args,
     "results/speed.py": speed.Args,
     "results/make.py": make.Args,
     "results/antmaze.py": antmaze.Args,
