@@ -419,13 +419,13 @@ def main(args: Args) -> list[Outcome] | None:
     replays = seeds.initialise(lambda key: empty_replay(args, dataset))
     states, replays = runs.restore(seeds, states, replays)  # where they stand, if they are resumed
 
-    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0, compiler_options=machine.side_by_side())
+    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0, compiler_options=machine.quick_to_run())
     def train(states: Any, data: Any, keys: Any, num_updates: int) -> Any:
         chunk = functools.partial(train_chunk, args, num_updates=num_updates)
         shared = isinstance(data, Dataset)  # by all seeds; batches are each seed's own
         return jax.vmap(chunk, in_axes=(0, None if shared else 0, 0))(states, data, keys)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=machine.quick_to_run())
     def fine_tune(states: Any, replays: Any, dataset: Any, keys: Any, transitions: Any) -> Any:
         learn = jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0))
         return learn(states, replays, dataset, keys, transitions)
