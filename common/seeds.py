@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from common import machine
 
@@ -42,7 +42,7 @@ class Seeds:
         self.by_seed = NamedSharding(mesh, PartitionSpec("seed"))  # of arrays whose leading axis is the places
         self.shared = NamedSharding(mesh, PartitionSpec())  # of arrays that every device holds
         self._seed_of_place = np.minimum(np.arange(places), len(seeds) - 1)
-        self.keys = self.spread(keys_of_runs(self.numbers))
+        self.keys = jax.device_put(keys_of_runs(np.array(seeds)[self._seed_of_place]), self.by_seed)
         self._layout = f"{seeds_per_device} on each of {len(used)} device{'s' if len(used) > 1 else ''}" + (
             f", {places - len(seeds)} of {places} places empty" if places > len(seeds) else ""
         )
@@ -67,7 +67,12 @@ class Seeds:
         return jax.jit(jax.vmap(init), out_shardings=self.by_seed, compiler_options=options)(self.keys.init)
 
 
-def keys_of_runs(seeds: Sequence[int]) -> RunKeys:
+def keys_of_runs(seeds: Sequence[int] | Int[np.ndarray, " seeds"]) -> RunKeys:
     """The keys of runs, each [seeds]."""
+    return _keys_of_runs(np.array(seeds))
+
+
+@jax.jit  # one program, where each operation would be compiled on its own
+def _keys_of_runs(seeds: Int[Array, " seeds"]) -> RunKeys:
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
-    return RunKeys(*jnp.unstack(split(jnp.array(seeds)), axis=1))
+    return RunKeys(*jnp.unstack(split(seeds), axis=1))
