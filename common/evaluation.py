@@ -19,7 +19,7 @@ import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from jaxtyping import Array, Float, Int, Key
 
-from common import machine, minari_data, mujoco_versions
+from common import compiled, machine, minari_data, mujoco_versions
 from common.arguments import RunArgs, check_alone, for_evaluation
 from common.env_ids import EnvSpec
 from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
@@ -408,6 +408,7 @@ def evaluate_run(
     check_alone(args)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # in a program that has not used JAX yet
     machine.check()
+    compiled.keep()
     run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
     runs = Runs([run])
     runs.find_data(args)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from common import algorithms, checkpoints, datasets, machine, mujoco_versions
+from common import algorithms, checkpoints, compiled, datasets, machine, mujoco_versions
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
 from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
@@ -96,6 +96,7 @@ class Runs:
         check_alone(args)
         algorithms.code_of(algorithm)  # remembered: what is edited while data is collected is not what runs
         machine.check()
+        compiled.keep()
         resumed = Runs.open(args.resume, algorithm) if args.resume else None
         if resumed is not None:
             resumed.find_data(args)

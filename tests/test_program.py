@@ -130,7 +130,10 @@ def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
 
 
 def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, pointmaze_file, tmp_path, capsys, refusal):
-    """Killed, killed again and its newest checkpoint damaged, Ctrl-C, killed and stopped during evaluations."""
+    """Killed, killed again and its newest checkpoint damaged, Ctrl-C, killed and stopped during evaluations.
+
+    All but one sitting load what the one before compiled.
+    """
     path = tmp_path / "run"
 
     def kill(process: subprocess.Popen) -> str:
@@ -167,7 +170,7 @@ def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, poi
 
     # Ctrl-C, in the middle of a log interval. While it runs, nobody else may go on with it.
     rows = logged_rows(path)
-    process = start("--resume", path)
+    process = start("--resume", path, variables={"JAX_ENABLE_COMPILATION_CACHE": "false"})
     wait_for(lambda: logged_rows(path) > rows, process)
     process.send_signal(signal.SIGSTOP)
     assert f"in use by process {process.pid} on" in refusal("--resume", path)
