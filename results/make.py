@@ -53,7 +53,8 @@ def main(args: Args) -> None:
     table.main(table.Args((cube / "all-tasks",), cube / "table"))
     toy.render(args.folder / "toy")
     mechanism.render(args.folder / "mechanism")
-    speed.render(args.folder / "speed" / "speed")
+    for file in (args.folder / "speed").glob("*.csv"):
+        speed.render(file.with_suffix(""))
     accelerator.render(args.folder / "gpu")
     physics.render(args.folder / "physics")
 

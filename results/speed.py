@@ -1,6 +1,6 @@
 """How fast it is here: updates, memory, inference, evaluation beside training, collection, start-up.
 
-    python results/speed.py [--out results/speed/speed]
+    python results/speed.py [--out results/speed/speed] [--hidden-sizes 64 64]
 
 Updates are measured in one process at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5
 actions), those of `fql.py` and of `drol.py` at several K, for one seed and for several together. They are compared to
@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import pathlib
 import platform
@@ -244,7 +245,8 @@ def random_dataset(rows: int = 100_000) -> Dataset:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Wall-clock of one call, its result waited for."""
+    """Wall-clock of one call, its result waited for; after a rest, since NumPy's threads spin on after a product."""
+    time.sleep(0.1)
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
@@ -316,10 +318,16 @@ def one_update_a_dispatch(
     return call
 
 
+def updates_a_call(hidden_sizes: tuple[int, ...]) -> int:
+    """On a CPU: 2 of the paper's networks, and more of smaller ones, up to a chunk of training."""
+    sizes = (OBSERVATION_DIM + ACTION_DIM, *hidden_sizes, ACTION_DIM)
+    return min(max(1_000_000 // sum(map(math.prod, itertools.pairwise(sizes))), 2), SHORT_CHUNK)
+
+
 def measure_updates(options: Args) -> list[Measurement]:
     """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
     is_cpu = jax.default_backend() == "cpu"
-    times = 2 if is_cpu else 200
+    times = updates_a_call(options.hidden_sizes) if is_cpu else 200
     calls: dict[tuple[str, str, int], tuple[Callable[[], Any], int]] = {}
     memory = []
     others = [algorithms.load(name) for name in algorithms.names() if name != drol.ALGORITHM]  # yours, too
@@ -332,7 +340,7 @@ def measure_updates(options: Args) -> list[Measurement]:
         method = algorithm.method(args)
         for seeds in options.num_seeds:
             # As long as two cores allow: a chunk's own cost, mostly that of fresh memory, counts with its updates here.
-            length = times if not is_cpu else 20 if seeds == 1 else 10
+            length = times if not is_cpu else max(times, 20 if seeds == 1 else 10)
             compiled, *inputs = compile_updates(algorithm, args, seeds, length)
             calls["update", method, seeds] = repeat_updates(compiled, *inputs), length
             sizes = compiled.memory_analysis()

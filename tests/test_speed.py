@@ -81,8 +81,9 @@ def test_there_is_no_floor_where_a_call_is_its_dispatch(monkeypatch):
     assert speed.matrix_products(drol, make_args(drol)) == {}
 
 
-def test_no_update_that_was_measured_is_faster_than_its_floor():
-    _, measurements = speed.read(REPOSITORY / "results" / "speed" / "speed")
+@pytest.mark.parametrize("name", ["speed", "small"])
+def test_no_update_that_was_measured_is_faster_than_its_floor(name):
+    _, measurements = speed.read(REPOSITORY / "results" / "speed" / name)
     floors = speed.floors_of(measurements)
     updates = [m for m in measurements if m.quantity == "update" and m.seeds == 1]  # as the floor's products are
     assert len(updates) >= 3
