@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from common.errors import UserError
-from common.minari_data import flatten_observation
+from common.minari_envs import flatten_observation
 
 LIBRARY = pathlib.Path(gymnasium.__file__).parent  # whose lines nobody has to mend
 

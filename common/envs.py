@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from common import actions, minari_data
+from common import actions, minari_envs
 from common.answers import Answers
 from common.env_ids import EnvSpec
 from common.errors import UserError
@@ -353,9 +353,9 @@ def make_evaluation_env(
     """
     ends_at_success = False
     if spec.suite == "d4rl":
-        env = minari_data.make_env(dataset_path, **kwargs)
+        env = minari_envs.make_env(dataset_path, **kwargs)
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
-        ends_at_success = minari_data.ends_at_success(dataset_path)
+        ends_at_success = minari_envs.ends_at_success(dataset_path)
     else:
         env = make_own_env(spec.name, **kwargs) if spec.suite == "gymnasium" else make_env(spec.gym_id, **kwargs)
     is_ogbench = spec.suite == "ogbench"

@@ -19,7 +19,7 @@ import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from jaxtyping import Array, Float, Int, Key
 
-from common import compiled, machine, minari_data, mujoco_versions
+from common import compiled, machine, minari_envs, mujoco_versions
 from common.arguments import RunArgs, check_alone, for_evaluation
 from common.env_ids import EnvSpec
 from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
@@ -85,7 +85,7 @@ class Evaluator:
         """
         self.spec = spec
         self.dataset_path = dataset_path
-        self.reference_scores = minari_data.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
+        self.reference_scores = minari_envs.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
         workers = workers or available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker

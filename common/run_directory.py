@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common import actions, algorithms, checkpoints, minari_data, mujoco_versions
+from common import actions, algorithms, checkpoints, minari_envs, mujoco_versions
 from common.arguments import Args, flag, in_their_types
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
@@ -142,7 +142,7 @@ class RunDirectory:
         """The data that the run was started on, or, where it has moved, would be found today (`check_data` decides)."""
         path = pathlib.Path(self.config["dataset"]["path"])
         if self.config["environment"]["suite"] == "d4rl":
-            folders = [minari_data.local_path(self.config["environment"]["name"])] if not path.exists() else []
+            folders = [minari_envs.local_path(self.config["environment"]["name"])] if not path.exists() else []
         else:
             dirs = (self.config["args"]["dataset_dir"], DATASET_DIR)
             folders = [pathlib.Path(folder).expanduser() / path.name for folder in dirs]

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from common import algorithms, checkpoints, compiled, datasets, machine, mujoco_versions
+from common import algorithms, checkpoints, compiled, machine, mujoco_versions
 from common.arguments import Args, Published, RunArgs, check_alone, complete, flag
+from common.data import sources
 from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
 from common.processes import available_cores
@@ -108,7 +109,7 @@ class Runs:
         paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)
         if args.track:
             import_wandb()
-        dataset, provenance = datasets.load(
+        dataset, provenance = sources.load(
             spec,
             dataset_path=resumed.dataset_path if resumed else args.dataset_path,
             dataset_dir=args.dataset_dir,
@@ -131,7 +132,7 @@ class Runs:
                 run.track(args.wandb_project)
         announce(
             environment=f"{spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
-            data=f"{datasets.describe(provenance)}, {dataset.describe_size()}, on the {data_memory}",
+            data=f"{sources.describe(provenance)}, {dataset.describe_size()}, on the {data_memory}",
             settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
             run=", ".join(str(run.path) for run in runs._runs),
         )

@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 import tyro
 
-from common import collect, datasets
+from common.data import collect, sources
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import exit_in_one_line
@@ -80,7 +80,7 @@ def measure(args: Args) -> None:
         writer.writerow(("task", "goal_x", "goal_y", "transitions", "at_goal", "goals_an_episode", "expert_episodes"))
         for task in TASKS:
             task_spec = dataclasses.replace(spec, task=task)
-            dataset = datasets.read_ogbench(task_spec, args.data)
+            dataset = sources.read_ogbench(task_spec, args.data)
             at_goal = int((dataset.masks[dataset.transitions] == 0).sum())
             env = make_env(task_spec.gym_id)
             env.reset()

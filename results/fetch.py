@@ -8,8 +8,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from common import command_line, datasets
+from common import command_line
 from common.arguments import RunArgs
+from common.data import sources
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.processes import available_cores
@@ -17,7 +18,7 @@ from common.processes import available_cores
 
 def main(args: RunArgs) -> None:
     """As the scripts load it, so that what they would refuse is refused here. Only arguments of data have a part."""
-    dataset, provenance = datasets.load(
+    dataset, provenance = sources.load(
         resolve(args.env_id),
         dataset_path=args.dataset_path,
         dataset_dir=args.dataset_dir,
@@ -25,7 +26,7 @@ def main(args: RunArgs) -> None:
         collect_episodes=args.collect_episodes,
         collect_workers=args.collect_workers or available_cores(),
     )
-    print(f"{datasets.describe(provenance)}: {dataset.describe_size()}")
+    print(f"{sources.describe(provenance)}: {dataset.describe_size()}")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ import numpy as np
 import tyro
 from tabulate import tabulate
 
-from common import adroit, algorithms, collect, minari_data, mujoco_versions, run_directory
+from common import algorithms, minari_envs, mujoco_versions, run_directory
+from common.data import collect, hands
+from common.data.episodes import Episode
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import exit_in_one_line
-from common.workers import Episode
 
 HERE = pathlib.Path(__file__).parent
 PACKAGES = {  # what goes with each MuJoCo
@@ -132,8 +133,8 @@ class Args:
 def collector(env_id: str, episode_steps: int, **hooks: Callable) -> Callable[[], Episode]:
     """What acts for one episode: the oracle or expert that collects this data, random actions where there is none."""
     spec = resolve(env_id)
-    if adroit.is_collectable(spec):
-        return adroit.recipe(adroit.hand_of(spec), min(episode_steps, 100 if env_id.startswith("pen") else 200))
+    if hands.is_collectable(spec):
+        return hands.recipe(hands.hand_of(spec), min(episode_steps, 100 if env_id.startswith("pen") else 200))
     if env_id.startswith(("antmaze", "pointmaze")):
         return collect.maze_recipe(spec, episode_steps, **hooks)
     if env_id.startswith("humanoid"):
@@ -298,7 +299,7 @@ def goals(env_id: str, episodes: int) -> dict[str, list[float]]:
 
 def scores(env_id: str, episodes: int) -> dict[str, list[float]]:
     """Normalised score of each of an Adroit expert's episodes."""
-    low, high = minari_data.REFERENCE_SCORES[adroit.hand_of(resolve(env_id))]
+    low, high = minari_envs.REFERENCE_SCORES[hands.hand_of(resolve(env_id))]
     collect_episode, each = collector(env_id, 1001), []
     for episode in range(episodes):
         np.random.seed(episode)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import numpy as np
 
 from common import algorithms, mujoco_versions, run_directory
-from common.datasets import describe_source
+from common.data.sources import describe_source
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.run_directory import HEADLINE_EVALUATIONS, Row, score_metric, scores

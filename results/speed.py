@@ -42,8 +42,9 @@ import tyro
 
 import drol
 import fql
-from common import algorithms, collect, run_directory
+from common import algorithms, run_directory
 from common.arguments import complete
+from common.data import collect
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluator, policies_of

@@ -38,8 +38,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import drol  # noqa: E402
-from common import collect  # noqa: E402
 from common.arguments import from_command_line  # noqa: E402
+from common.data import collect  # noqa: E402
 from common.env_ids import resolve  # noqa: E402
 from common.errors import exit_in_one_line  # noqa: E402
 

@@ -8,7 +8,7 @@ import ogbench
 import pytest
 from conftest import run_script
 
-from common import collect, workers
+from common.data import collect, episodes
 from common.env_ids import resolve
 from common.envs import make_env
 from common.errors import UserError
@@ -16,7 +16,7 @@ from common.errors import UserError
 
 def test_files_are_in_the_official_format(cube_file, pointmaze_file):
     validation = pointmaze_file.with_name(f"{pointmaze_file.stem}-val.npz")
-    for path, episodes, widths in (
+    for path, number, widths in (
         (cube_file, 2, {"observations": 28, "actions": 5, "qpos": 21, "qvel": 20}),
         (pointmaze_file, 4, {"observations": 2, "actions": 2, "qpos": 2, "qvel": 2}),
         (validation, 1, {"observations": 2, "actions": 2, "qpos": 2, "qvel": 2}),
@@ -25,10 +25,10 @@ def test_files_are_in_the_official_format(cube_file, pointmaze_file):
             shapes = {key: file[key].shape for key in file}
             dtypes = {key: file[key].dtype for key in file}
             terminals, actions = file["terminals"], file["actions"]
-        rows = episodes * 1001
+        rows = number * 1001
         assert shapes == {key: (rows, width) for key, width in widths.items()} | {"terminals": (rows,)}
         assert dtypes == {key: np.bool_ if key == "terminals" else np.float32 for key in shapes}
-        assert np.flatnonzero(terminals).tolist() == [1001 * (i + 1) - 1 for i in range(episodes)]
+        assert np.flatnonzero(terminals).tolist() == [1001 * (i + 1) - 1 for i in range(number)]
         assert np.abs(actions).max() <= 1
     data = ogbench.load_dataset(str(cube_file))
     assert len(data["observations"]) == 2000
@@ -91,8 +91,8 @@ def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
 @pytest.mark.parametrize("env_id", ["cube-double", "scene", "puzzle-3x3-noisy"])
 def test_an_episode_does_not_depend_on_the_one_before(env_id, monkeypatch):
     collect_episode = collect.manipulation_recipe(resolve(env_id), 40)
-    monkeypatch.setattr(workers, "_collect_episode", collect_episode, raising=False)
-    first, second, again = (workers._work((0, index)) for index in (1, 2, 1))
+    monkeypatch.setattr(episodes, "_collect_episode", collect_episode, raising=False)
+    first, second, again = (episodes._work((0, index)) for index in (1, 2, 1))
     for key in first:
         np.testing.assert_array_equal(first[key], again[key])
     assert not np.array_equal(first["actions"], second["actions"])
@@ -194,7 +194,7 @@ def test_official_sizes():
 def test_as_a_program(tmp_path):
     result = run_script(
         *("--env-id", "pointmaze-medium-stitch", "--episodes", 10, "--workers", 1, "--dataset-dir", tmp_path),
-        module="common.collect",
+        module="common.data.collect",
     )
     assert result.returncode == 0, result.stderr
     names = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
@@ -202,7 +202,7 @@ def test_as_a_program(tmp_path):
     assert names == [f"{stem}-val.npz", f"{stem}.json", f"{stem}.npz"]
     assert "official size: 5000 episodes" in result.stdout
 
-    refused = run_script("--env-id", "humanoidmaze-large", "--dataset-dir", tmp_path, module="common.collect")
+    refused = run_script("--env-id", "humanoidmaze-large", "--dataset-dir", tmp_path, module="common.data.collect")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert "Traceback" not in refused.stderr

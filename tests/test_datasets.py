@@ -14,20 +14,21 @@ import ogbench
 import pytest
 from conftest import REPOSITORY
 
-from common import datasets, mujoco_versions
+from common import mujoco_versions
+from common.data import sources
 from common.env_ids import resolve
 from common.errors import UserError
 
 CUBE = resolve("cube-single")
 
 
-make_env = functools.cache(datasets.make_env)
+make_env = functools.cache(sources.make_env)
 
 
 @pytest.fixture(autouse=True)
 def one_environment_of_each_kind(monkeypatch):
     """They are asked for the width of observations, and to relabel; making one takes longer than most tests here."""
-    monkeypatch.setattr(datasets, "make_env", make_env)
+    monkeypatch.setattr(sources, "make_env", make_env)
 
 
 def altered(source: pathlib.Path, folder: pathlib.Path, **changes) -> pathlib.Path:
@@ -39,7 +40,7 @@ def altered(source: pathlib.Path, folder: pathlib.Path, **changes) -> pathlib.Pa
 
 
 def test_a_real_file_becomes_transitions(cube_file):
-    data = datasets.read_ogbench(CUBE, cube_file)
+    data = sources.read_ogbench(CUBE, cube_file)
     usual = ogbench.load_dataset(str(cube_file))  # the package's own (s, a, s') layout
     np.testing.assert_array_equal(data.observations[data.transitions], usual["observations"])
     np.testing.assert_array_equal(data.observations[data.transitions + 1], usual["next_observations"])
@@ -56,13 +57,13 @@ def test_rewards_count_unmet_goals_and_masks_mark_success(cube_file):
     with np.load(cube_file) as file:
         cube = file["qpos"][:, 14:17]
     solved = np.linalg.norm(cube - [0.50, 0.0, 0.02], axis=-1) <= 0.04
-    data = datasets.read_ogbench(CUBE, cube_file)
+    data = sources.read_ogbench(CUBE, cube_file)
     np.testing.assert_array_equal(data.rewards, solved - 1.0)
     np.testing.assert_array_equal(data.masks, 1.0 - solved)
 
 
 def test_the_task_changes_the_rewards(pointmaze_file):
-    data = [datasets.read_ogbench(resolve(f"pointmaze-medium-task{i}"), pointmaze_file) for i in (1, 2)]
+    data = [sources.read_ogbench(resolve(f"pointmaze-medium-task{i}"), pointmaze_file) for i in (1, 2)]
     assert not np.array_equal(data[0].rewards, data[1].rewards)
     np.testing.assert_array_equal(data[0].observations, data[1].observations)
 
@@ -98,21 +99,21 @@ def poke(array: np.ndarray, value: float) -> np.ndarray:
 def test_unsound_data_is_refused(cube_file, tmp_path, change, message):
     path = altered(cube_file, tmp_path, **change(dict(np.load(cube_file))))
     with pytest.raises(UserError, match=message):
-        datasets.read_ogbench(CUBE, path)
+        sources.read_ogbench(CUBE, path)
 
 
 def test_actions_that_exceed_their_bounds_by_rounding_are_clipped(cube_file, tmp_path):
     actions = np.load(cube_file)["actions"]
-    data = datasets.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1 + 1e-6)))
+    data = sources.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1 + 1e-6)))
     assert np.abs(data.actions).max() <= 1
     with pytest.raises(UserError, match=r"the largest is 1\.0002"):
-        datasets.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1.0002)))
+        sources.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1.0002)))
 
 
 def test_rewards_of_ones_own_are_not_used_and_it_is_said(cube_file, tmp_path, capsys):
     path = altered(cube_file, tmp_path, rewards=np.full(2002, 7.0), masks=np.zeros(2002))
     np.testing.assert_array_equal(
-        datasets.read_ogbench(CUBE, path).rewards, datasets.read_ogbench(CUBE, cube_file).rewards
+        sources.read_ogbench(CUBE, path).rewards, sources.read_ogbench(CUBE, cube_file).rewards
     )
     assert f"note: rewards and masks of {path} are not used" in capsys.readouterr().out
 
@@ -126,7 +127,7 @@ def test_no_flipped_bit_of_an_arrays_header_is_read(cube_file, tmp_path):
         path.write_bytes(content)
         content[header + bit // 8] ^= 1 << bit % 8
         with pytest.raises(UserError, match="damaged or not an npz file"):
-            datasets.read_ogbench(CUBE, path)
+            sources.read_ogbench(CUBE, path)
 
 
 def test_damaged_files_are_refused(cube_file, tmp_path):
@@ -137,12 +138,12 @@ def test_damaged_files_are_refused(cube_file, tmp_path):
         path = tmp_path / "damaged.npz"
         path.write_bytes(content)
         with pytest.raises(UserError, match="damaged or not an npz file"):
-            datasets.read_ogbench(CUBE, path)
+            sources.read_ogbench(CUBE, path)
 
 
 def test_another_environments_file_is_refused(pointmaze_file):
     with pytest.raises(UserError, match="cube-single needs"):
-        datasets.read_ogbench(CUBE, pointmaze_file)
+        sources.read_ogbench(CUBE, pointmaze_file)
 
 
 # Where data comes from. The servers are this machine's own.
@@ -159,7 +160,7 @@ def servers(tmp_path, monkeypatch):
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(datasets, name, f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(sources, name, f"http://127.0.0.1:{server.server_port}")
         folders.append(folder)
         started.append(server)
     yield folders
@@ -169,7 +170,7 @@ def servers(tmp_path, monkeypatch):
 
 
 def locate(dataset_dir, source="auto", episodes=1, env_id="pointmaze-medium"):
-    _, origin = datasets.load(
+    _, origin = sources.load(
         resolve(env_id),
         dataset_path=None,
         dataset_dir=dataset_dir,
@@ -202,8 +203,8 @@ def test_the_mirror_stands_in_and_says_so(servers, pointmaze_file, tmp_path, cap
 
 
 def test_a_download_that_trickles_is_given_up(servers, pointmaze_file, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(datasets, "SLOW_AFTER_S", 0)
-    monkeypatch.setattr(datasets, "SLOW_BYTES_A_SECOND", 10**12)  # to which any server trickles
+    monkeypatch.setattr(sources, "SLOW_AFTER_S", 0)
+    monkeypatch.setattr(sources, "SLOW_BYTES_A_SECOND", 10**12)  # to which any server trickles
     (servers[0] / "pointmaze-medium-navigate-v0.npz").write_bytes(pointmaze_file.read_bytes())
     assert locate(tmp_path / "d")["source"] == "collected"
     assert "no answer in time" in capfd.readouterr().out
@@ -234,13 +235,13 @@ def test_a_zip_that_is_not_the_environments_data_never_takes_its_name(
 
 LOAD = """
 import pathlib, sys
-from common import datasets
+from common.data import sources
 from common.env_ids import resolve
-datasets.OFFICIAL_SERVER = datasets.MIRROR = "http://127.0.0.1:9"
+sources.OFFICIAL_SERVER = sources.MIRROR = "http://127.0.0.1:9"
 if __name__ == "__main__":
     spec, folder = resolve("pointmaze-medium"), pathlib.Path(sys.argv[1])
     options = {"source": "auto", "collect_episodes": 1, "collect_workers": 1}
-    print(datasets.load(spec, dataset_path=None, dataset_dir=folder, **options)[1]["sha256"])
+    print(sources.load(spec, dataset_path=None, dataset_dir=folder, **options)[1]["sha256"])
 """
 
 
@@ -277,7 +278,7 @@ def test_a_known_checksum_is_enforced(servers, pointmaze_file, tmp_path):
 
 def test_without_a_connection_each_failure_is_one_line(tmp_path, monkeypatch, capfd):
     for name in ("OFFICIAL_SERVER", "MIRROR"):
-        monkeypatch.setattr(datasets, name, "http://127.0.0.1:9")  # nobody listens on the discard port
+        monkeypatch.setattr(sources, name, "http://127.0.0.1:9")  # nobody listens on the discard port
     assert locate(tmp_path)["source"] == "collected"
     failures = [line for line in capfd.readouterr().out.splitlines() if "127.0.0.1" in line]
     assert len(failures) == 2
@@ -288,7 +289,7 @@ def test_without_a_connection_each_failure_is_one_line(tmp_path, monkeypatch, ca
 
 def test_a_smaller_collection_is_not_taken_for_a_larger_one(tmp_path, monkeypatch):
     for name in ("OFFICIAL_SERVER", "MIRROR"):
-        monkeypatch.setattr(datasets, name, "http://127.0.0.1:9")
+        monkeypatch.setattr(sources, name, "http://127.0.0.1:9")
     small = locate(tmp_path, source="collect", episodes=1)
     larger = locate(tmp_path, source="auto", episodes=2)
     assert (small["episodes"], larger["episodes"]) == (1, 2)
@@ -301,18 +302,18 @@ def test_an_unrelated_json_file_is_not_believed(pointmaze_file, tmp_path, record
     path = tmp_path / "data.npz"
     path.write_bytes(pointmaze_file.read_bytes())
     path.with_suffix(".json").write_text(record)
-    origin = datasets.provenance(path)
+    origin = sources.provenance(path)
     assert origin["source"] == "file"
-    assert str(path) in datasets.describe(origin)
+    assert str(path) in sources.describe(origin)
 
 
 def test_a_replaced_file_loses_its_provenance(pointmaze_file, tmp_path):
     path = tmp_path / pointmaze_file.name
     path.write_bytes(pointmaze_file.read_bytes())
     path.with_suffix(".json").write_bytes(pointmaze_file.with_suffix(".json").read_bytes())
-    assert datasets.provenance(path)["source"] == "collected"
+    assert sources.provenance(path)["source"] == "collected"
     np.savez(path, **{key: value[:1001] for key, value in np.load(pointmaze_file).items()})
-    assert datasets.provenance(path)["source"] == "file"
+    assert sources.provenance(path)["source"] == "file"
     path.with_suffix(".json").write_text("{ damaged")
-    assert datasets.provenance(path)["source"] == "file"
+    assert sources.provenance(path)["source"] == "file"
     assert json.loads(pointmaze_file.with_suffix(".json").read_text())["sha256"]

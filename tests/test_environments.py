@@ -16,7 +16,8 @@ import odd_envs
 import pytest
 
 import drol
-from common import datasets, numpy_actor, policy
+from common import numpy_actor, policy
+from common.data import sources
 from common.env_ids import resolve
 from common.envs import EvaluationEnv, make_evaluation_env, try_out
 from common.errors import UserError
@@ -173,7 +174,7 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
     assert f"note: actions of {NAME} lie in [-0.4, 2]: learned in [-1, 1], and rescaled to act" in (
         capsys.readouterr().out
     )
-    data = datasets.read_transitions(resolve(NAME), args.dataset_path)
+    data = sources.read_transitions(resolve(NAME), args.dataset_path)
     with np.load(args.dataset_path) as file:
         moved = file["next_observations"] - file["observations"]  # 0.2 times the action
         expected = np.clip((file["actions"] + 0.4) / 1.2 - 1, -1, 1)
@@ -202,10 +203,10 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
         drol.main(drol.Args(resume=(args.run_dir,)))
     with pytest.raises(UserError, match=r"must lie in \[-1, 1\], the largest is 1\.9"):
         odd()
-        datasets.read_transitions(resolve(NAME), args.dataset_path)
+        sources.read_transitions(resolve(NAME), args.dataset_path)
     with pytest.raises(UserError, match=r"must lie in \[0, 1\], the largest, rescaled to \[-1, 1\], is 2\."):
         odd(bounds=(0, 1))
-        datasets.read_transitions(resolve(NAME), args.dataset_path)
+        sources.read_transitions(resolve(NAME), args.dataset_path)
 
 
 def test_data_behind_links_that_are_renewed_is_found_where_it_was_given(odd, tmp_path, monkeypatch):
@@ -236,12 +237,12 @@ def test_environments_of_gymnasium_itself_go_with_a_file(tmp_path, capsys):
     given = rng.uniform(-2, 2, (9, 7))
     np.savez(path, actions=given, **{name: np.zeros(size) for name, size in sizes.items()})
     where = {"dataset_dir": tmp_path, "source": "auto", "collect_episodes": None, "collect_workers": 1}
-    data, provenance = datasets.load(resolve("Pusher-v5", path), dataset_path=path, **where)
+    data, provenance = sources.load(resolve("Pusher-v5", path), dataset_path=path, **where)
     np.testing.assert_allclose(data.actions[data.transitions], given / 2, atol=1e-4)
     assert provenance["action_bounds"] == [[-2] * 7, [2] * 7]
     assert "note: actions of Pusher-v5 lie in [-2, 2]" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"Pusher-v5: its data has to be given, with --dataset-path FILE\.npz"):
-        datasets.load(resolve("Pusher-v5"), dataset_path=None, **where)
+        sources.load(resolve("Pusher-v5"), dataset_path=None, **where)
 
 
 def test_fine_tuning_stores_rescaled_actions(odd, tmp_path):

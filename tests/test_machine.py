@@ -17,7 +17,7 @@ import pytest
 from conftest import REPOSITORY, command, run_script
 
 import drol
-from common import machine, minari_data, processes
+from common import machine, minari_envs, processes
 from common.errors import UserError, expanded
 from common.runs import Runs
 from common.seeds import Seeds
@@ -112,12 +112,13 @@ def test_a_containers_quota_of_cpu_time_counts(own, files, expected, tmp_path, m
 
 
 IN_A_NAMESPACE = """
-from common import evaluation, workers
+from common import evaluation
+from common.data import episodes
 from common.env_ids import resolve
 from common.errors import UserError
 for start in (
     lambda: evaluation.Evaluator(resolve("cube-single"), 8, seeds=[0], workers=2),
-    lambda: workers.collect_episodes(None, 1, seed=0, workers=1, episode_steps=1),
+    lambda: episodes.collect_episodes(None, 1, seed=0, workers=1, episode_steps=1),
 ):
     try:
         start()
@@ -188,7 +189,7 @@ def test_a_user_without_a_home_folder(monkeypatch):
         expanded(pathlib.Path("~/.ogbench/data"))
     monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
     with pytest.raises(UserError, match="MINARI_DATASETS_PATH"):  # Minari itself makes a folder named ~
-        minari_data.local_path("D4RL/pen/human-v2")
+        minari_envs.local_path("D4RL/pen/human-v2")
 
 
 def test_a_run_folder_that_cannot_be_made(refusal, tmp_path):

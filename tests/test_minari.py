@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from conftest import run_script
 
-from common import datasets, minari_data, progress
+from common import minari_envs, progress
 from common.arguments import RunArgs
+from common.data import sources
 from common.env_ids import D4RL_MINARI_IDS, resolve
 from common.envs import ExplorationEnvs, make_evaluation_env
 from common.errors import UserError
@@ -28,7 +29,7 @@ from common.files import making
 from common.run_directory import read_table
 from common.runs import Runs
 
-minari_data.register_environments()
+minari_envs.register_environments()
 MIRRORED_UMAZE = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]  # Minari's
 
 
@@ -76,7 +77,7 @@ def datasets_path(folder, monkeypatch):
 
 
 def load(env_id: str, path: pathlib.Path | None = None):
-    return datasets.load(
+    return sources.load(
         resolve(env_id),
         dataset_path=path,
         dataset_dir=pathlib.Path("nowhere"),
@@ -116,28 +117,28 @@ def test_antmaze_is_relabelled_and_cut_at_the_first_success(folder):
     assert row - 1 not in data.transitions  # no transition starts at the last observation
     assert len(data.transitions) == row - 6
     assert provenance["source"] == "minari"
-    assert datasets.describe_source(provenance) == "Minari: D4RL/antmaze/umaze-diverse-v1, 6 episodes"
+    assert sources.describe_source(provenance) == "Minari: D4RL/antmaze/umaze-diverse-v1, 6 episodes"
 
 
 def test_umaze_is_evaluated_on_the_training_map(folder):
-    env = minari_data.make_env(folder / "D4RL/antmaze/umaze-diverse-v1")
+    env = minari_envs.make_env(folder / "D4RL/antmaze/umaze-diverse-v1")
     maze = env.unwrapped.maze.maze_map
     env.close()
     assert maze == [[1, 1, 1, 1, 1], [1, "r", 0, 0, 1], [1, 1, 1, 0, 1], [1, "g", 0, 0, 1], [1, 1, 1, 1, 1]]
 
 
 def test_a_training_map_with_its_own_goal_is_kept(folder):
-    dataset = minari_data._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset = minari_envs._open(folder / "D4RL/antmaze/umaze-diverse-v1")
     own = [[1, 1, 1, 1, 1], [1, "g", 0, 0, 1], [1, 1, 1, 0, 1], [1, "r", 0, 0, 1], [1, 1, 1, 1, 1]]
     dataset.spec.env_spec.kwargs["maze_map"] = own
-    assert minari_data.umaze_evaluation_map(dataset) == own
+    assert minari_envs.umaze_evaluation_map(dataset) == own
 
 
 def test_an_evaluation_map_of_another_maze_is_refused(folder):
-    dataset = minari_data._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset = minari_envs._open(folder / "D4RL/antmaze/umaze-diverse-v1")
     dataset.spec.env_spec.kwargs["maze_map"] = [[1, 1, 1], [1, 0, 1], [1, 0, 1], [1, 1, 1]]
     with pytest.raises(UserError, match="neither its training map nor a mirror image"):
-        minari_data.umaze_evaluation_map(dataset)
+        minari_envs.umaze_evaluation_map(dataset)
 
 
 def test_antmaze_ends_at_its_first_success_and_scores_it(folder, monkeypatch):
@@ -207,7 +208,7 @@ def test_any_other_set_works_by_its_id(folder):
 def test_every_d4rl_name_has_its_references(name):
     spec = resolve(name)
     assert spec.name.startswith("D4RL/")
-    scores = minari_data.reference_scores(spec, pathlib.Path("nowhere"))
+    scores = minari_envs.reference_scores(spec, pathlib.Path("nowhere"))
     assert (scores is None) == name.startswith("antmaze")
 
 
@@ -294,7 +295,7 @@ def test_a_download_is_whole_or_not_there_and_made_by_one_process(monkeypatch, f
     source = folder / spec.name / "data"
 
     def download(name, *, fails=False):
-        target = minari_data.local_path(name) / "data"
+        target = minari_envs.local_path(name) / "data"
         target.mkdir(parents=True)
         shutil.copy(source / "metadata.json", target)
         if fails:
@@ -304,16 +305,16 @@ def test_a_download_is_whole_or_not_there_and_made_by_one_process(monkeypatch, f
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     monkeypatch.setattr("minari.download_dataset", functools.partial(download, fails=True))
     with pytest.raises(UserError, match="could not download"):
-        minari_data.locate(spec)
+        minari_envs.locate(spec)
     assert not path.exists()
     with concurrent.futures.ThreadPoolExecutor() as threads:
         with making(path):  # by another process
-            waiting = threads.submit(minari_data.locate, spec)
+            waiting = threads.submit(minari_envs.locate, spec)
             download(spec.name)
         assert waiting.result() == path
     shutil.rmtree(path)
     monkeypatch.setattr("minari.download_dataset", download)
-    assert minari_data.locate(spec) == path and load("pen-human", path)
+    assert minari_envs.locate(spec) == path and load("pen-human", path)
     assert [file.name for file in path.parent.iterdir() if file.name.startswith(".tmp")] == []
 
 
@@ -338,7 +339,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
     for part in ("no connection", "minari download D4RL/door/cloned-v2", str(folder / "D4RL/door/cloned-v2")):
         assert part in message
     with pytest.raises(UserError, match="cannot be collected here"):
-        datasets.load(
+        sources.load(
             resolve("door-cloned"),
             dataset_path=None,
             dataset_dir=folder,
@@ -443,18 +444,18 @@ def test_whatever_an_environment_fails_with_is_one_line(folder, monkeypatch, err
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(minari_data.import_minari().MinariDataset, "recover_environment", fail)
+    monkeypatch.setattr(minari_envs.import_minari().MinariDataset, "recover_environment", fail)
     with pytest.raises(UserError, match=f"cannot be made here \\({type(error).__name__}: a\\)"):
-        minari_data.make_env(folder / "toys/hopper/random-v0")
+        minari_envs.make_env(folder / "toys/hopper/random-v0")
 
 
 def test_an_environment_without_a_time_limit_takes_that_of_the_data_or_is_refused(folder, monkeypatch):
     gymnasium.register("Choosy-v0", Choosy)
-    dataset = minari_data.import_minari().MinariDataset
+    dataset = minari_envs.import_minari().MinariDataset
     monkeypatch.setattr(dataset, "recover_environment", lambda *args, **kwargs: gymnasium.make("Choosy-v0"))
     with pytest.raises(UserError, match=r"no time limit.*max_episode_steps"):
-        minari_data.make_env(folder / "toys/hopper/random-v0")  # all of its episodes end by falling
-    env = minari_data.make_env(folder / "D4RL/pen/human-v2")
+        minari_envs.make_env(folder / "toys/hopper/random-v0")  # all of its episodes end by falling
+    env = minari_envs.make_env(folder / "D4RL/pen/human-v2")
     env.reset()
     steps = [env.step(np.zeros(1))[3] for _ in range(150)]
     assert (steps.index(True), sum(steps)) == (149, 1)

@@ -14,7 +14,8 @@ import pytest
 from conftest import REPOSITORY
 
 import drol
-from common import adroit, collect, mujoco_versions
+from common import mujoco_versions
+from common.data import collect, hands
 from common.env_ids import resolve
 from common.errors import UserError
 from common.runs import Runs
@@ -47,7 +48,7 @@ def install(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_collections_have_a_name_for_each_physics(monkeypatch):
     def names() -> list[str]:
         paths = [collect.collected_path(resolve(e), pathlib.Path(), 9, 0) for e in ("cube-double", "pointmaze-large")]
-        return [*(path.name for path in paths), adroit.dataset_id(resolve("relocate-expert"), 9, seed=0)]
+        return [*(path.name for path in paths), hands.dataset_id(resolve("relocate-expert"), 9, seed=0)]
 
     for version, of_cube, of_hand in (
         ("3.1.6", "", ""),

@@ -225,7 +225,7 @@ def test_a_second_ctrl_c_stops_at_once(start, pointmaze_file, tmp_path):
 def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
     arguments = ("--env-id", "pointmaze-medium", "--episodes", 500, "--workers", 2, "--dataset-dir", tmp_path)
     process = subprocess.Popen(
-        command(*arguments, module="common.collect"),
+        command(*arguments, module="common.data.collect"),
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

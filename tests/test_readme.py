@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 
 import drol
 import fql
-from common import collect
+from common.data import collect
 
 sys.path.insert(0, str(REPOSITORY / "results"))
 
@@ -32,7 +32,7 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)
 PROGRAMS = {
     "drol.py": drol.Args,
     "fql.py": fql.Args,
-    "common.collect": collect.Args,
+    "common.data.collect": collect.Args,
     "results/plot.py": plot.Args,
     "results/table.py": table.Args,
     "results/physics.py": physics.Args,

@@ -13,8 +13,9 @@ import gymnasium
 import numpy as np
 import tqdm
 
-from common import actions, adroit, collect, minari_data, mujoco_versions
+from common import actions, minari_envs, mujoco_versions
 from common.arguments import DataSource
+from common.data import collect, hands
 from common.env_ids import EnvSpec
 from common.envs import ACTION_BOUND, make_env, make_evaluation_env, make_own_env, try_out
 from common.errors import UserError, describe_os_error, expanded
@@ -109,35 +110,35 @@ def _load_minari(
     else:
         path = _locate_minari(spec, source, collect_episodes, collect_workers)
     rescaled = _try_out(spec, path)
-    arrays = minari_data.read(spec, path)
+    arrays = minari_envs.read(spec, path)
     arrays["actions"] = np.clip(arrays["actions"], -ACTION_BOUND, ACTION_BOUND)
-    return Dataset(**arrays), minari_data.provenance(path) | rescaled
+    return Dataset(**arrays), minari_envs.provenance(path) | rescaled
 
 
 def _locate_minari(
     spec: EnvSpec, source: DataSource, collect_episodes: int | None, collect_workers: int
 ) -> pathlib.Path:
     """The folder of the data set, from the first place that has it; each step is announced in one line."""
-    if not adroit.is_collectable(spec):
+    if not hands.is_collectable(spec):
         if source == "collect":
             raise UserError(
                 f"--data-source collect: {spec.name} is a Minari data set, which cannot be collected here "
                 "(the Adroit hands' expert sets can)"
             )
-        return minari_data.locate(spec)
-    if source == "auto" and not (minari_data.local_path(spec.name) / "data").is_dir():
-        collected = minari_data.local_path(adroit.dataset_id(spec, collect_episodes, seed=0))
+        return minari_envs.locate(spec)
+    if source == "auto" and not (minari_envs.local_path(spec.name) / "data").is_dir():
+        collected = minari_envs.local_path(hands.dataset_id(spec, collect_episodes, seed=0))
         if (collected / "data").is_dir():
             print(f"data: found {collected} (D4RL's own data instead: --data-source download)", flush=True)
             return collected
     if source != "collect":
         try:
-            return minari_data.locate(spec)
+            return minari_envs.locate(spec)
         except UserError as error:
             if source == "download":
                 raise
             print(f"data: {str(error).split(';')[0]}", flush=True)
-    return adroit.collect(spec, episodes=collect_episodes, workers=collect_workers)
+    return hands.collect(spec, episodes=collect_episodes, workers=collect_workers)
 
 
 def provenance(path: pathlib.Path) -> Provenance:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from common import minari_data, mujoco_versions
+from common import minari_envs, mujoco_versions
+from common.data.episodes import Episode, collect_episodes
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
 from common.files import making, sha256, write_whole_folder
-from common.workers import Episode, collect_episodes
 
-EXPERTS = pathlib.Path(__file__).parent / "experts"
+EXPERTS = pathlib.Path(__file__).parents[1] / "experts"
 ENVIRONMENTS = {
     "door": "AdroitHandDoor-v1",
     "pen": "AdroitHandPen-v1",
@@ -63,13 +63,13 @@ def collect(spec: EnvSpec, *, episodes: int | None, seed: int = 0, workers: int)
     Raises:
         UserError: a package is missing, the folder cannot be written, a size is below one.
     """
-    minari = minari_data.import_minari()
+    minari = minari_envs.import_minari()
     hand, name = hand_of(spec), dataset_id(spec, episodes, seed)
     episodes = EPISODES[hand] if episodes is None else episodes
     if episodes < 1 or workers < 1 or seed < 0:
         raise UserError(f"cannot collect {episodes} episodes with {workers} workers and seed {seed}: too small")
     try:
-        path = minari_data.local_path(name)
+        path = minari_envs.local_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with making(path):
             if (path / "data").is_dir():
@@ -120,9 +120,9 @@ def _write(
         )
         for i, episode in enumerate(episodes)
     ]
-    low, high = minari_data.REFERENCE_SCORES[hand]
+    low, high = minari_envs.REFERENCE_SCORES[hand]
     env = make_env(hand, horizon)
-    with minari_data.datasets_in(folder), warnings.catch_warnings():
+    with minari_envs.datasets_in(folder), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* is set to None", module="minari")  # author's address
         dataset = minari.create_dataset_from_buffers(
             name,
@@ -152,7 +152,7 @@ def _write(
 
 def make_env(hand: str, horizon: int) -> Any:
     """The environment that D4RL's data was made in, too."""
-    minari_data.register_environments()
+    minari_envs.register_environments()
     import gymnasium
 
     return gymnasium.make(ENVIRONMENTS[hand], max_episode_steps=horizon, disable_env_checker=True)

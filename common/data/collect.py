@@ -1,6 +1,6 @@
 """Collects data sets on this machine: OGBench's with scripted oracles or an ant, Adroit's with trained hands.
 
-    python -m common.collect --env-id cube-double --episodes 1000
+    python -m common.data.collect --env-id cube-double --episodes 1000
 
 The recipe (environments, oracles, noise, episode counts and lengths, file format) is OGBench's own (Park et al., 2025,
 appendix D and the data generation scripts of its repository). Episodes are independent and each has its own seed, so
@@ -19,16 +19,17 @@ from importlib import metadata
 
 import numpy as np
 
-from common import adroit, command_line, mujoco_versions
-from common.adroit import gelu
+from common import command_line, mujoco_versions
+from common.data import hands
+from common.data.episodes import Episode, collect_episodes
+from common.data.hands import gelu
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import UserError, describe_os_error, exit_in_one_line, expanded
 from common.files import making, sha256, write_whole
 from common.processes import available_cores
-from common.workers import Episode, collect_episodes
 
-ANT = pathlib.Path(__file__).parent / "experts" / "ant.npz"
+ANT = pathlib.Path(__file__).parents[1] / "experts" / "ant.npz"
 BYTES_A_TRANSITION = 400  # at most, compressed
 TRANSITIONS_A_SECOND = 450  # of one core, for announcing how long a collection will take
 
@@ -170,7 +171,7 @@ def collect(
         f"collecting {spec.dataset_name}: {total} episodes of {size.episode_steps} steps with {workers} "
         f"{'process' if workers == 1 else 'processes'}, about {_minutes(steps / (workers * TRANSITIONS_A_SECOND))} "
         f"(official size: {size.episodes} episodes; fewer: --collect-episodes N, or --episodes N of "
-        "python -m common.collect)",
+        "python -m common.data.collect)",
         flush=True,
     )
     start = time.monotonic()
@@ -440,8 +441,8 @@ def _as_arrays(rows: dict[str, list]) -> Episode:
 def main(args: Args) -> None:
     """Collect the training and the validation file of one environment; of an Adroit hand the Minari data set."""
     spec = resolve(args.env_id)
-    if adroit.is_collectable(spec):
-        adroit.collect(spec, episodes=args.episodes, seed=args.seed, workers=args.workers)
+    if hands.is_collectable(spec):
+        hands.collect(spec, episodes=args.episodes, seed=args.seed, workers=args.workers)
         return
     episodes = official_size(spec).episodes if args.episodes is None else args.episodes
     collect_once(
@@ -455,4 +456,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(command_line.read(Args, prog="python -m common.collect")))
+    exit_in_one_line(lambda: main(command_line.read(Args, prog="python -m common.data.collect")))
