@@ -57,7 +57,7 @@ class Answers:
     def observation(self, call: str, answer: Any) -> np.ndarray:
         """Flat, float32 and finite."""
         vector = None
-        with contextlib.suppress(TypeError, ValueError, KeyError, RuntimeError), np.errstate(over="ignore"):
+        with contextlib.suppress(TypeError, ValueError, KeyError, RuntimeError):
             vector = flatten_observation(answer)
         # [1, o] and [o, 1] have one meaning, too.
         if vector is None or vector.size != self._size or max(vector.shape, default=1) != self._size:

@@ -16,11 +16,10 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from common import actions, minari_envs
+from common.actions import ACTION_BOUND
 from common.answers import Answers
 from common.env_ids import EnvSpec
 from common.errors import UserError
-
-ACTION_BOUND = 1 - 1e-5  # actions to learn from are clipped to +-ACTION_BOUND, as in the reference implementations
 
 TRIAL_STEPS = 10
 

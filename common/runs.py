@@ -19,7 +19,6 @@ from common.arguments import Args, Published, RunArgs, check_alone, complete, fl
 from common.data import sources
 from common.env_ids import EnvSpec, minari_id, resolve
 from common.errors import UserError, describe_os_error, expanded
-from common.processes import available_cores
 from common.progress import announce
 from common.replay import Dataset, check_room
 from common.run_directory import (
@@ -109,15 +108,8 @@ class Runs:
         paths = [] if resumed else new_paths(args.run_dir, algorithm, spec, seeds)
         if args.track:
             import_wandb()
-        dataset, provenance = sources.load(
-            spec,
-            dataset_path=resumed.dataset_path if resumed else args.dataset_path,
-            dataset_dir=args.dataset_dir,
-            source=args.data_source,
-            own_rewards=args.own_rewards,
-            collect_episodes=args.collect_episodes,
-            collect_workers=args.collect_workers or available_cores(),
-        )
+        dataset_path = resumed.dataset_path if resumed else args.dataset_path
+        dataset, provenance = sources.load(spec, dataclasses.replace(args, dataset_path=dataset_path))
         check_room(args, dataset)
         data_memory = machine.place_data(args.data_memory, dataset.num_bytes)
         if data_memory == "host" and args.online_steps > 0:

@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 import tyro
 
-from common.data import collect, sources
+from common.data import collect, ogbench_npz, recipes
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import exit_in_one_line
@@ -52,7 +52,7 @@ def goals_reached(spec: EnvSpec, episodes: int) -> list[int]:
     def count() -> None:
         counts[-1] += 1
 
-    collect_episode = collect.maze_recipe(spec, collect.official_size(spec).episode_steps, at_goal=count)
+    collect_episode = recipes.maze(spec, collect.official_size(spec).episode_steps, at_goal=count)
     for episode in range(episodes):
         np.random.seed(episode)
         counts.append(0)
@@ -80,7 +80,7 @@ def measure(args: Args) -> None:
         writer.writerow(("task", "goal_x", "goal_y", "transitions", "at_goal", "goals_an_episode", "expert_episodes"))
         for task in TASKS:
             task_spec = dataclasses.replace(spec, task=task)
-            dataset = sources.read_ogbench(task_spec, args.data)
+            dataset = ogbench_npz.read(task_spec, args.data)
             at_goal = int((dataset.masks[dataset.transitions] == 0).sum())
             env = make_env(task_spec.gym_id)
             env.reset()

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from scipy.spatial import Voronoi, voronoi_plot_2d
 
 import drol
-from common.arguments import complete
+from common.arguments import RunArgs, complete
 from common.data import sources
 from common.env_ids import resolve
 from common.errors import UserError, exit_in_one_line
@@ -148,8 +148,8 @@ def measure(args: Args) -> None:
     if any(end % args.interval for end in args.updates):
         raise UserError(f"--interval {args.interval}: does not divide --updates {' '.join(map(str, args.updates))}")
     spec = resolve("pointmaze-medium")
-    where = {"dataset_path": None, "dataset_dir": args.dataset_dir}
-    dataset, _ = sources.load(spec, **where, source="collect", collect_episodes=args.episodes, collect_workers=1)
+    where = RunArgs(dataset_dir=args.dataset_dir, data_source="collect", collect_episodes=args.episodes)
+    dataset, _ = sources.load(spec, where)
     settings = {"hidden_sizes": args.hidden_sizes, "num_candidates": args.num_candidates}
     its = complete(drol.Args(env_id="pointmaze-medium", **settings), spec, drol.published_settings)[0]
     data = jax.device_put(dataset)

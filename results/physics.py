@@ -27,7 +27,7 @@ import tyro
 from tabulate import tabulate
 
 from common import algorithms, minari_envs, mujoco_versions, run_directory
-from common.data import collect, hands
+from common.data import hands, recipes
 from common.data.episodes import Episode
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
@@ -136,10 +136,10 @@ def collector(env_id: str, episode_steps: int, **hooks: Callable) -> Callable[[]
     if hands.is_collectable(spec):
         return hands.recipe(hands.hand_of(spec), min(episode_steps, 100 if env_id.startswith("pen") else 200))
     if env_id.startswith(("antmaze", "pointmaze")):
-        return collect.maze_recipe(spec, episode_steps, **hooks)
+        return recipes.maze(spec, episode_steps, **hooks)
     if env_id.startswith("humanoid"):
         return random_recipe(spec, episode_steps)
-    return collect.manipulation_recipe(spec, episode_steps, **hooks)
+    return recipes.manipulation(spec, episode_steps, **hooks)
 
 
 def random_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:

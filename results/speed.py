@@ -392,7 +392,7 @@ def measure_collection(episodes: int) -> float:
     """Transitions a second on all cores, starting the processes included."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        collect.collect(resolve("cube-double"), pathlib.Path(folder), episodes=episodes)
+        collect.collect_data(resolve("cube-double"), pathlib.Path(folder), episodes=episodes)
         return episodes * 1001 / (time.perf_counter() - start)
 
 
@@ -436,7 +436,7 @@ def measure_loop() -> float:
     """Milliseconds an update that `drol.py` spends on anything but updates, at the default intervals; no evaluation."""
     tiny = ("--hidden-sizes", 8, "--batch-size", 8, "--num-candidates", 1, "--offline-steps", 20_000)
     with tempfile.TemporaryDirectory() as folder:
-        path = collect.collect(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
+        path = collect.collect_data(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
         arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run", *tiny)
         command = [sys.executable, "drol.py", *map(str, arguments), "--eval-episodes", "1", "--eval-workers", "1"]
         subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
@@ -454,7 +454,7 @@ def measure_loop() -> float:
 def measure_start() -> float:
     """Seconds from the shell to the end of the first 50 updates of `drol.py` at the paper's sizes, data on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        path = collect.collect(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
+        path = collect.collect_data(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
         arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run")
         start = time.perf_counter()
         process = subprocess.Popen(

@@ -80,7 +80,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pathlib.Path
 
 def collected(env_id: str, once: Callable[..., pathlib.Path], episodes: int, **sizes: int) -> pathlib.Path:
     spec = resolve(env_id)
-    folder = once(env_id, lambda folder: collect.collect(spec, folder, episodes=episodes, **sizes))
+    folder = once(env_id, lambda folder: collect.collect_data(spec, folder, episodes=episodes, **sizes))
     return collect.collected_path(spec, folder, episodes, 0)
 
 

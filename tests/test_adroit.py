@@ -12,7 +12,8 @@ from toys import double_precision
 
 import drol
 from common import minari_envs
-from common.data import hands, sources
+from common.arguments import RunArgs
+from common.data import collect, experts, sources
 from common.env_ids import resolve
 from common.errors import UserError
 
@@ -20,14 +21,8 @@ HORIZON = {"door": 200, "pen": 100, "hammer": 200, "relocate": 200}
 
 
 def load(env_id: str, source: str = "collect", dataset_path: pathlib.Path | None = None):
-    return sources.load(
-        resolve(env_id),
-        dataset_path=dataset_path,
-        dataset_dir=pathlib.Path("unused"),
-        source=source,
-        collect_episodes=2,
-        collect_workers=2,
-    )
+    args = RunArgs(dataset_path=dataset_path, data_source=source, collect_episodes=2, collect_workers=2)
+    return sources.load(resolve(env_id), args)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +33,7 @@ def collected(once) -> pathlib.Path:
         folder.mkdir()
         with minari_envs.datasets_in(folder):
             for hand in HORIZON:
-                hands.collect(resolve(f"{hand}-expert"), episodes=2, workers=2)
+                collect.collect_data(resolve(f"{hand}-expert"), None, episodes=2, workers=2)
 
     return once("hands", make)
 
@@ -67,7 +62,7 @@ def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand
 
 def test_episodes_do_not_depend_on_the_number_of_workers(here, tmp_path):
     with minari_envs.datasets_in(tmp_path):
-        hands.collect(resolve("door-expert"), episodes=2, workers=1)
+        collect.collect_data(resolve("door-expert"), None, episodes=2, workers=1)
         alone = minari.load_dataset("collected/door/expert-2-seed0-v0")
     together = minari.load_dataset("collected/door/expert-2-seed0-v0")
     for a, b in zip(alone.iterate_episodes(), together.iterate_episodes(), strict=True):
@@ -80,10 +75,10 @@ def test_the_hand_acts_as_a_one_step_actor_of_drol():
     import jax
     import jax.numpy as jnp
 
-    with np.load(hands.EXPERTS / "door.npz") as arrays:
+    with np.load(experts.EXPERTS / "door.npz") as arrays:
         layers = [(arrays[f"layer{i}_kernel"], arrays[f"layer{i}_bias"]) for i in range(3)]
     actor = drol.MLP(67, 28, (64, 64), key=jax.random.key(0))
-    observation, policy = np.linspace(-1, 1, 39), hands.load_hand("door")
+    observation, policy = np.linspace(-1, 1, 39), experts.load_hand("door")
     np.random.seed(3)
     direction = np.random.normal(size=28)
     radius = np.sqrt(28) * np.random.uniform() ** (1 / 28)

@@ -1,14 +1,16 @@
 """Collected data: format, determinism, recipe."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import ogbench
 import pytest
-from conftest import run_script
+from conftest import REPOSITORY, run_script
 
-from common.data import collect, episodes
+from common.data import collect, episodes, experts, recipes
 from common.env_ids import resolve
 from common.envs import make_env
 from common.errors import UserError
@@ -54,7 +56,7 @@ def test_the_oracle_moves_the_cube(cube_file):
 def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_collected(tmp_path):
     spec = resolve("pointmaze-medium")
     few, more = (
-        dict(np.load(collect.collect(spec, tmp_path / str(workers), episodes=episodes, seed=5, workers=workers)))
+        dict(np.load(collect.collect_data(spec, tmp_path / str(workers), episodes=episodes, seed=5, workers=workers)))
         for workers, episodes in ((1, 3), (2, 4))
     )
     for key, values in few.items():
@@ -76,7 +78,7 @@ def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_co
 )
 def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
     np.random.seed(0)
-    episode = collect.manipulation_recipe(resolve(env_id), 120)()
+    episode = recipes.manipulation(resolve(env_id), 120)()
     assert {len(values) for values in episode.values()} == {120}
     assert np.isfinite(episode["observations"]).all()
     if buttons:
@@ -90,7 +92,7 @@ def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
 
 @pytest.mark.parametrize("env_id", ["cube-double", "scene", "puzzle-3x3-noisy"])
 def test_an_episode_does_not_depend_on_the_one_before(env_id, monkeypatch):
-    collect_episode = collect.manipulation_recipe(resolve(env_id), 40)
+    collect_episode = recipes.manipulation(resolve(env_id), 40)
     monkeypatch.setattr(episodes, "_collect_episode", collect_episode, raising=False)
     first, second, again = (episodes._work((0, index)) for index in (1, 2, 1))
     for key in first:
@@ -103,7 +105,7 @@ def test_pointmaze_recipes_reach_goals(env_id):
     spec = resolve(env_id)
     env = make_env(f"{spec.env_name}-v0").unwrapped
     np.random.seed(1)
-    collect_episode = collect.maze_recipe(spec, 400)
+    collect_episode = recipes.maze(spec, 400)
     for _ in range(3):
         episode = collect_episode()
         path = episode["observations"]
@@ -117,18 +119,18 @@ def test_pointmaze_recipes_reach_goals(env_id):
 
 def test_the_ant_is_its_networks_mode():
     state = np.random.default_rng(0).normal(size=29)
-    with np.load(collect.ANT) as file:
+    with np.load(experts.EXPERTS / "ant.npz") as file:
         weights = {key: file[key].astype(np.float64) for key in file}
     x = state
     for layer in ("hidden0", "hidden1"):
         x = np.asarray(jax.nn.gelu(x @ weights[f"{layer}_kernel"] + weights[f"{layer}_bias"], approximate=True))
     expected = np.tanh(x @ weights["mean_kernel"] + weights["mean_bias"])
-    np.testing.assert_allclose(collect.load_ant()(state), expected, atol=1e-5)
+    np.testing.assert_allclose(experts.load_ant()(state), expected, atol=1e-5)
 
 
 def test_the_ant_walks_where_it_is_told_to_go():
     env = make_env("antmaze-large-v0").unwrapped
-    ant = collect.load_ant()
+    ant = experts.load_ant()
     np.random.seed(0)  # which the start is drawn from
     for direction in ([1.0, 0.0], [-1.0, 0.0]):  # along a corridor of the maze, from its middle
         env.reset(seed=0, options={"task_info": {"init_ij": (1, 3), "goal_ij": (1, 3)}})
@@ -145,7 +147,7 @@ def test_antmaze_recipes(env_id):
     spec = resolve(env_id)
     maze = make_env(f"{spec.env_name}-v0").unwrapped
     np.random.seed(2)
-    collect_episode = collect.maze_recipe(spec, 400)
+    collect_episode = recipes.maze(spec, 400)
     episodes = [collect_episode() for _ in range(2)]
     for episode in episodes:
         assert episode["observations"].shape == (400, 29)
@@ -189,6 +191,11 @@ def test_official_sizes():
         assert (official.episodes, official.episode_steps) == size
     with pytest.raises(UserError, match="no oracle collects"):
         collect.official_size(resolve("humanoidmaze-large"))
+
+
+def test_processes_that_collect_do_without_jax():
+    command = [sys.executable, "-c", "import sys, common.data.collect; sys.exit('jax' in sys.modules)"]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == 0
 
 
 def test_as_a_program(tmp_path):

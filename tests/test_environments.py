@@ -17,7 +17,8 @@ import pytest
 
 import drol
 from common import numpy_actor, policy
-from common.data import sources
+from common.arguments import RunArgs
+from common.data import own_npz, sources
 from common.env_ids import resolve
 from common.envs import EvaluationEnv, make_evaluation_env, try_out
 from common.errors import UserError
@@ -174,7 +175,7 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
     assert f"note: actions of {NAME} lie in [-0.4, 2]: learned in [-1, 1], and rescaled to act" in (
         capsys.readouterr().out
     )
-    data = sources.read_transitions(resolve(NAME), args.dataset_path)
+    data = own_npz.read(resolve(NAME), args.dataset_path)
     with np.load(args.dataset_path) as file:
         moved = file["next_observations"] - file["observations"]  # 0.2 times the action
         expected = np.clip((file["actions"] + 0.4) / 1.2 - 1, -1, 1)
@@ -203,10 +204,10 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
         drol.main(drol.Args(resume=(args.run_dir,)))
     with pytest.raises(UserError, match=r"must lie in \[-1, 1\], the largest is 1\.9"):
         odd()
-        sources.read_transitions(resolve(NAME), args.dataset_path)
+        own_npz.read(resolve(NAME), args.dataset_path)
     with pytest.raises(UserError, match=r"must lie in \[0, 1\], the largest, rescaled to \[-1, 1\], is 2\."):
         odd(bounds=(0, 1))
-        sources.read_transitions(resolve(NAME), args.dataset_path)
+        own_npz.read(resolve(NAME), args.dataset_path)
 
 
 def test_data_behind_links_that_are_renewed_is_found_where_it_was_given(odd, tmp_path, monkeypatch):
@@ -236,13 +237,12 @@ def test_environments_of_gymnasium_itself_go_with_a_file(tmp_path, capsys):
     sizes = {"observations": (9, 23), "next_observations": (9, 23), "rewards": 9, "terminals": 9, "terminations": 9}
     given = rng.uniform(-2, 2, (9, 7))
     np.savez(path, actions=given, **{name: np.zeros(size) for name, size in sizes.items()})
-    where = {"dataset_dir": tmp_path, "source": "auto", "collect_episodes": None, "collect_workers": 1}
-    data, provenance = sources.load(resolve("Pusher-v5", path), dataset_path=path, **where)
+    data, provenance = sources.load(resolve("Pusher-v5", path), RunArgs(dataset_path=path))
     np.testing.assert_allclose(data.actions[data.transitions], given / 2, atol=1e-4)
     assert provenance["action_bounds"] == [[-2] * 7, [2] * 7]
     assert "note: actions of Pusher-v5 lie in [-2, 2]" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"Pusher-v5: its data has to be given, with --dataset-path FILE\.npz"):
-        sources.load(resolve("Pusher-v5"), dataset_path=None, **where)
+        sources.load(resolve("Pusher-v5"), RunArgs())
 
 
 def test_fine_tuning_stores_rescaled_actions(odd, tmp_path):

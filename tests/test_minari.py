@@ -77,14 +77,7 @@ def datasets_path(folder, monkeypatch):
 
 
 def load(env_id: str, path: pathlib.Path | None = None):
-    return sources.load(
-        resolve(env_id),
-        dataset_path=path,
-        dataset_dir=pathlib.Path("nowhere"),
-        source="auto",
-        collect_episodes=None,
-        collect_workers=1,
-    )
+    return sources.load(resolve(env_id), RunArgs(dataset_path=path))
 
 
 def episodes_of(folder: pathlib.Path, name: str) -> list[h5py.Group]:
@@ -128,14 +121,14 @@ def test_umaze_is_evaluated_on_the_training_map(folder):
 
 
 def test_a_training_map_with_its_own_goal_is_kept(folder):
-    dataset = minari_envs._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset = minari_envs.open_set(folder / "D4RL/antmaze/umaze-diverse-v1")
     own = [[1, 1, 1, 1, 1], [1, "g", 0, 0, 1], [1, 1, 1, 0, 1], [1, "r", 0, 0, 1], [1, 1, 1, 1, 1]]
     dataset.spec.env_spec.kwargs["maze_map"] = own
     assert minari_envs.umaze_evaluation_map(dataset) == own
 
 
 def test_an_evaluation_map_of_another_maze_is_refused(folder):
-    dataset = minari_envs._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset = minari_envs.open_set(folder / "D4RL/antmaze/umaze-diverse-v1")
     dataset.spec.env_spec.kwargs["maze_map"] = [[1, 1, 1], [1, 0, 1], [1, 0, 1], [1, 1, 1]]
     with pytest.raises(UserError, match="neither its training map nor a mirror image"):
         minari_envs.umaze_evaluation_map(dataset)
@@ -222,7 +215,9 @@ def test_actions_of_another_box_are_rescaled_and_back(folder, tmp_path, capsys):
     path = shutil.copytree(folder / "toys/pendulum/random-v0", tmp_path / "wide")
     with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
         file["episode_0"]["actions"][0] = 3.1
-    with pytest.raises(UserError, match=r"in \[-3, 3\], episode 0 has 1.0333333 \(rescaled to \[-1, 1\]\)"):
+    with pytest.raises(
+        UserError, match=r"episode 0: actions must lie in \[-3, 3\], the largest, rescaled to \[-1, 1\], is 1.0333333"
+    ):
         load("toys/pendulum/random-v0", path)
 
 
@@ -269,14 +264,14 @@ def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Pa
         ("a list", "damaged"),
         ("episodes missing", "does not agree with its 1 episodes of 150 steps"),
         ("other format", "damaged|another package"),
-        ("nan", "observations of episode 1 hold NaN or infinity"),
-        ("range", r"\[-1, 1\], episode 1 has 1.5"),
-        ("narrow observations", "observations of episode 1 have shape"),
-        ("narrow actions", "actions of episode 1 have shape"),
-        ("short rewards", "episode 1"),
-        ("rewards in a column", "rewards of episode 1 have shape"),
-        ("rewards beyond float32", "rewards of episode 1 hold NaN or infinity"),
-        ("rewards in words", "damaged"),
+        ("nan", "episode 1: NaN or infinity in observations, first in row 3"),
+        ("range", r"episode 1: actions must lie in \[-1, 1\], the largest is 1.5"),
+        ("narrow observations", r"episode 1: observations has shape \(150, 44\)"),
+        ("narrow actions", r"episode 1: actions has shape \(150, 23\)"),
+        ("short rewards", "episode 1: 149 rows of rewards but 150 of observations"),
+        ("rewards in a column", r"episode 1: rewards has shape \(150, 1\)"),
+        ("rewards beyond float32", "episode 1: NaN or infinity in rewards"),
+        ("rewards in words", "episode 1: rewards holds .*, not numbers"),
     ],
 )
 def test_damage_is_refused(folder, tmp_path, kind, message):
@@ -305,16 +300,16 @@ def test_a_download_is_whole_or_not_there_and_made_by_one_process(monkeypatch, f
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     monkeypatch.setattr("minari.download_dataset", functools.partial(download, fails=True))
     with pytest.raises(UserError, match="could not download"):
-        minari_envs.locate(spec)
+        sources.locate(spec, RunArgs())
     assert not path.exists()
     with concurrent.futures.ThreadPoolExecutor() as threads:
         with making(path):  # by another process
-            waiting = threads.submit(minari_envs.locate, spec)
+            waiting = threads.submit(sources.locate, spec, RunArgs())
             download(spec.name)
         assert waiting.result() == path
     shutil.rmtree(path)
     monkeypatch.setattr("minari.download_dataset", download)
-    assert minari_envs.locate(spec) == path and load("pen-human", path)
+    assert sources.locate(spec, RunArgs()) == path and load("pen-human", path)
     assert [file.name for file in path.parent.iterdir() if file.name.startswith(".tmp")] == []
 
 
@@ -339,14 +334,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
     for part in ("no connection", "minari download D4RL/door/cloned-v2", str(folder / "D4RL/door/cloned-v2")):
         assert part in message
     with pytest.raises(UserError, match="cannot be collected here"):
-        sources.load(
-            resolve("door-cloned"),
-            dataset_path=None,
-            dataset_dir=folder,
-            source="collect",
-            collect_episodes=None,
-            collect_workers=1,
-        )
+        sources.load(resolve("door-cloned"), RunArgs(data_source="collect"))
 
 
 @pytest.mark.parametrize("package", ["minari", "h5py", "gymnasium_robotics"])

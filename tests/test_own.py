@@ -19,8 +19,8 @@ from toys import completed
 import drol
 import fql
 from common import evaluation, minari_envs, policy
-from common.arguments import from_command_line
-from common.data import sources
+from common.arguments import RunArgs, from_command_line
+from common.data import ogbench_npz, own_npz, sources
 from common.env_ids import resolve
 from common.envs import make_own_env
 from common.errors import UserError
@@ -81,15 +81,8 @@ def test_the_recipes_train_a_policy_that_reaches(reach):
 
 def test_the_same_transitions_come_from_both_kinds_of_files(reach):
     """Those of the environment itself, too: the recipes record the same episodes."""
-    npz = sources.read_transitions(resolve(REACH), reach / "reach.npz")
-    minari, _ = sources.load(
-        resolve("reach/scripted-v0"),
-        dataset_path=None,
-        dataset_dir=reach,
-        source="auto",
-        collect_episodes=None,
-        collect_workers=1,
-    )
+    npz = own_npz.read(resolve(REACH), reach / "reach.npz")
+    minari, _ = sources.load(resolve("reach/scripted-v0"), RunArgs())
     for name in ("observations", "rewards", "masks", "transitions"):
         np.testing.assert_array_equal(getattr(npz, name), getattr(minari, name), err_msg=name)
     np.testing.assert_allclose(npz.actions, minari.actions, atol=1e-6)
@@ -115,7 +108,7 @@ def write(path: pathlib.Path, **changes) -> pathlib.Path:
 
 
 def test_without_successors_the_next_row_is_one_unless_nothing_follows(tmp_path):
-    data = sources.read_transitions(resolve(REACH), write(tmp_path / "a.npz"))
+    data = own_npz.read(resolve(REACH), write(tmp_path / "a.npz"))
     starts = data.transitions
     np.testing.assert_allclose(data.observations[starts, 0], [0, 0.2, 0.4, 0.6])  # of the cut one, all but the last
     np.testing.assert_allclose(data.observations[starts + 1, 0][[0, 1, 3]], [0.2, 0.4, 0.8])
@@ -126,7 +119,7 @@ def test_without_successors_the_next_row_is_one_unless_nothing_follows(tmp_path)
 
 def test_transitions_in_any_order_keep_their_successors(tmp_path):
     successors = np.arange(10.0).reshape(5, 2)[::-1] / 7
-    data = sources.read_transitions(resolve(REACH), write(tmp_path / "a.npz", next_observations=successors))
+    data = own_npz.read(resolve(REACH), write(tmp_path / "a.npz", next_observations=successors))
     assert len(data.transitions) == 5
     np.testing.assert_allclose(data.observations[data.transitions + 1], successors, rtol=1e-6)
 
@@ -136,21 +129,21 @@ def test_transitions_in_any_order_keep_their_successors(tmp_path):
 def test_flags_of_other_conventions_cut_trajectories(tmp_path, cut, masks):
     """As D4RL's and Gymnasium's: `terminals` are 1 where the task is complete, another flag where it was cut."""
     flags = {"terminals": np.array([0, 0, 1, 0, 0]), cut: np.array([0, 0, 0, 0, 1]), "masks": masks}
-    ours = sources.read_transitions(resolve(REACH), write(tmp_path / "ours.npz"))
-    theirs = sources.read_transitions(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
+    ours = own_npz.read(resolve(REACH), write(tmp_path / "ours.npz"))
+    theirs = own_npz.read(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
     for name, array in vars(ours).items():
         np.testing.assert_array_equal(array, getattr(theirs, name), err_msg=name)
     early = flags | {"terminals": np.zeros(5), cut: np.array([0, 1, 0, 0, 1]), "masks": None}
-    data = sources.read_transitions(resolve(REACH), write(tmp_path / "cut.npz", **early))
+    data = own_npz.read(resolve(REACH), write(tmp_path / "cut.npz", **early))
     np.testing.assert_allclose(data.observations[data.transitions, 0], [0, 0.4, 0.6])  # neither row that was cut
     np.testing.assert_array_equal(data.masks[data.transitions], 1)
 
 
 def test_what_is_not_read_of_a_file_is_named(tmp_path, capsys):
     path = write(tmp_path / "a.npz", terminations=np.zeros(5), **{"infos/goal": np.zeros((5, 2))})
-    sources.read_transitions(resolve(REACH), path)
+    own_npz.read(resolve(REACH), path)
     assert capsys.readouterr().out == f"note: {path}: not read: infos/goal, terminations\n"  # masks say it already
-    sources.read_transitions(resolve(REACH), write(path, timeouts=np.zeros(5)))
+    own_npz.read(resolve(REACH), write(path, timeouts=np.zeros(5)))
     assert capsys.readouterr().out == ""
 
 
@@ -167,7 +160,8 @@ BAD = [
     ({"actions": np.full((5, 2), -128, np.int8)}, r"actions must lie in \[-1, 1\], the largest is 128"),
     ({"observations": np.where(np.arange(10).reshape(5, 2) == 5, -1e39, 0)}, "in observations, first in row 2"),
     ({"timeouts": np.zeros(4)}, "4 rows of timeouts but 5"),
-    ({"masks": np.full(5, 2)}, r"masks \(1 - terminations\) must lie in \[0, 1\]"),
+    ({"masks": np.full(5, 2)}, r"masks must lie in \[0, 1\]"),
+    ({"terminals": np.array([0, 0, 2, 0, 1])}, r"terminals must lie in \[0, 1\]"),
     ({"terminals": np.zeros(5)}, "the last trajectory does not end"),
     ({"terminals": np.ones(5), "masks": np.ones(5)}, "holds no transition"),
     ({"observations": np.array(["a"] * 10).reshape(5, 2)}, "not numbers"),
@@ -180,7 +174,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_files_are_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        sources.read_transitions(resolve(REACH), write(tmp_path / "a.npz", **changes))
+        own_npz.read(resolve(REACH), write(tmp_path / "a.npz", **changes))
 
 
 def test_environments_that_cannot_be_judged_in_are_refused_before_any_data(tmp_path, refusal):
@@ -212,15 +206,15 @@ def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
     own = {"rewards": np.arange(n, dtype=np.float32), "masks": np.zeros(n, np.float32)}
     np.savez(tmp_path / "own.npz", **arrays, **own)
     spec = resolve("cube-single")
-    data = sources.read_ogbench(spec, tmp_path / "own.npz", own_rewards=True)
+    data = ogbench_npz.read(spec, tmp_path / "own.npz", own_rewards=True)
     np.testing.assert_array_equal(data.rewards, own["rewards"])
     np.testing.assert_array_equal(data.masks, 0)
-    assert (sources.read_ogbench(spec, tmp_path / "own.npz").rewards <= 0).all()
+    assert (ogbench_npz.read(spec, tmp_path / "own.npz").rewards <= 0).all()
     np.savez(tmp_path / "bad.npz", **arrays, **(own | {"masks": np.full(n, 2.0)}))
-    with pytest.raises(UserError, match=r"masks .* must lie in"):
-        sources.read_ogbench(spec, tmp_path / "bad.npz", own_rewards=True)
+    with pytest.raises(UserError, match="masks must lie in"):
+        ogbench_npz.read(spec, tmp_path / "bad.npz", own_rewards=True)
     with pytest.raises(UserError, match="rewards is missing; --own-rewards needs it"):
-        sources.read_ogbench(spec, cube_file, own_rewards=True)
+        ogbench_npz.read(spec, cube_file, own_rewards=True)
 
 
 def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_path, cube_file, capsys):
@@ -229,7 +223,7 @@ def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_
     timeouts = np.zeros(len(arrays["terminals"]))
     timeouts[[10, 500]] = 1
     np.savez(tmp_path / "a.npz", **arrays, timeouts=timeouts, goals=timeouts)
-    plain, data = (sources.read_ogbench(resolve("cube-single"), path) for path in (cube_file, tmp_path / "a.npz"))
+    plain, data = (ogbench_npz.read(resolve("cube-single"), path) for path in (cube_file, tmp_path / "a.npz"))
     np.testing.assert_array_equal(data.transitions, np.setdiff1d(plain.transitions, [10, 500]))
     assert f"{tmp_path / 'a.npz'}: not read: goals\n" in capsys.readouterr().out
 
