@@ -84,7 +84,7 @@ def check_collectable(spec: EnvSpec) -> None:
         return
     if spec.suite == "d4rl":
         problem = "is a Minari data set, which cannot be collected here (the Adroit hands' expert sets can)"
-        raise UserError(f"--data-source collect: {spec.name} {problem}")
+        raise UserError(f"{spec.name} {problem}")
     raise UserError(
         f"{spec.name}: no oracle collects this data (there are some for cube, scene, puzzle and the point and ant "
         "mazes); supply the official file with --dataset-path or in --dataset-dir"
