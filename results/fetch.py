@@ -3,11 +3,7 @@
 python results/fetch.py --env-id cube-double
 """
 
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
+import clone  # noqa: F401 (the way to the clone's modules)
 from common import command_line, datasets
 from common.arguments import RunArgs
 from common.env_ids import resolve

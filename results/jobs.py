@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from clone import REPOSITORY
 from common.arguments import RunArgs, flag
 from common.errors import describe_os_error
 from common.files import holder_of, try_lock, write_whole
 from common.processes import usable_cores
 from common.roles import Role, with_role
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 POLITE = {0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # told to stop: no failure
 GRACE_S = 600  # no longer between Slurm's asking a job to end and ending it
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

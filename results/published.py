@@ -2,11 +2,11 @@
 
 import csv
 import dataclasses
-import pathlib
 
+from clone import RESULTS
 from common.env_ids import D4RL_MINARI_IDS, EnvSpec
 
-TABLE = pathlib.Path(__file__).parent / "paper" / "results.csv"
+TABLE = RESULTS / "paper" / "results.csv"
 
 
 @dataclasses.dataclass(frozen=True)

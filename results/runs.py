@@ -8,10 +8,9 @@ import re
 import sys
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
 import numpy as np
 
+import clone  # noqa: F401 (the way to the clone's modules)
 from common import algorithms, mujoco_versions, run_directory
 from common.datasets import describe_source
 from common.env_ids import EnvSpec

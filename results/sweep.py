@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 from tabulate import tabulate
 
 import runs
+from clone import REPOSITORY, RESULTS
 from common import algorithms, command_line
 from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
@@ -41,7 +42,6 @@ from common.progress import duration
 from common.roles import Role, with_role
 from common.run_directory import headline_steps, read_table, scores
 from jobs import (
-    REPOSITORY,
     Job,
     Place,
     SlurmTask,
@@ -522,7 +522,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
     except ImportError as error:
         raise UserError("--on slurm needs submitit: pip install submitit") from error
     parameters = slurm_parameters(args)
-    path = shlex.quote(f"{REPOSITORY / 'results'}:{REPOSITORY}")
+    path = shlex.quote(f"{RESULTS}:{REPOSITORY}")
     setup = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup")]
     task = SlurmTask(Place("this node", sharing_a_gpu(args.jobs_per_gpu)), args.attempts)
 

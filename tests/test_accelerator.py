@@ -1,4 +1,4 @@
-"""results/accelerator.py: what is known is on disk, whatever becomes of the rest; what trains ends in time."""
+"""experiments/accelerator.py: what is known is on disk, whatever becomes of the rest; what trains ends in time."""
 
 import json
 import pathlib
@@ -8,9 +8,6 @@ import tarfile
 import time
 
 import pytest
-from conftest import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "results"))
 
 import accelerator
 

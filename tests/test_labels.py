@@ -8,10 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, command, copy_repository
+from conftest import command, copy_repository
 from toys import CODE, write_run
-
-sys.path.insert(0, str(REPOSITORY / "results"))
 
 import drol
 import fql

@@ -1,16 +1,12 @@
-"""What results/mechanism.py measures, against mathematics of its own."""
+"""What results/experiments/mechanism.py measures, against mathematics of its own."""
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import REPOSITORY
 from toys import init, largest, make_args, random_dataset
-
-sys.path.insert(0, str(REPOSITORY / "results"))
 
 import drol
 import mechanism

@@ -1,26 +1,22 @@
 """Whether this MuJoCo moves every environment as the chosen one did, and what is said and named where one does not.
 
 physics.npz holds states with what oracles, experts, or random actions set as control in them, and where a control step
-led under the version that it names; results/physics.py makes it.
+led under the version that it names; results/experiments/physics.py makes it.
 """
 
 import pathlib
 import shutil
-import sys
 from importlib import metadata
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 import drol
+import physics
 from common import adroit, collect, mujoco_versions
 from common.env_ids import resolve
 from common.errors import UserError
 from common.runs import Runs
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-import physics
 
 
 @pytest.mark.parametrize("env_id", physics.PARTS)

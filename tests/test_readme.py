@@ -3,25 +3,21 @@
 import re
 import shlex
 import stat
-import sys
 
 import pytest
 import tyro
 from conftest import REPOSITORY
 
+import antmaze
 import drol
 import fql
-from common import collect
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
-import antmaze
 import make
 import physics
 import plot
 import speed
 import sweep
 import table
+from common import collect
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = "".join(
@@ -35,10 +31,10 @@ PROGRAMS = {
     "common.collect": collect.Args,
     "results/plot.py": plot.Args,
     "results/table.py": table.Args,
-    "results/physics.py": physics.Args,
-    "results/speed.py": speed.Args,
-    "results/make.py": make.Args,
-    "results/antmaze.py": antmaze.Args,
+    "results/experiments/physics.py": physics.Args,
+    "results/experiments/speed.py": speed.Args,
+    "results/experiments/make.py": make.Args,
+    "results/experiments/antmaze.py": antmaze.Args,
     "results/sweep.py": sweep.Args,
 }
 

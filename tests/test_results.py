@@ -6,15 +6,12 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, run_script
 from toys import CODE, write_run
-
-sys.path.insert(0, str(REPOSITORY / "results"))
 
 import candidates
 import plot
@@ -502,7 +499,7 @@ def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp
     for file in committed - made:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, tmp_path / file)
-    result = run_script("--folder", tmp_path / "results", script="results/make.py")
+    result = run_script("--folder", tmp_path / "results", script="results/experiments/make.py")
     assert result.returncode == 0, result.stderr
     assert {file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()} == committed
     for file in made:

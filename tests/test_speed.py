@@ -1,8 +1,7 @@
-"""results/speed.py: what updates are compared to is the same update, and the floor is one."""
+"""results/experiments/speed.py: what updates are compared to is the same update, and the floor is one."""
 
 import dataclasses
 import math
-import sys
 
 import jax
 import numpy as np
@@ -13,9 +12,6 @@ from toys import assert_close, make_args, make_inputs
 
 import drol
 import fql
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
 import speed
 
 

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import REPOSITORY, run_script
 
-sys.path.insert(0, str(REPOSITORY / "results"))
-
 import jobs
 import sweep
 import table

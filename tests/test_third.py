@@ -129,7 +129,7 @@ def test_it_is_tabulated_and_plotted_under_its_own_name(copy, finished):
 
 def test_its_speed_is_measured_beside_the_others(copy):
     small = ("--num-candidates", 3, "--num-seeds", 1, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
-    printed = run(copy, *small, "--out", "speed", script="results/speed.py")
+    printed = run(copy, *small, "--out", "speed", script="results/experiments/speed.py")
     assert (copy / "speed.md").read_text() == printed
     assert "hidden sizes 16" in printed
     rows: dict[str, list[str]] = {}  # of the first table

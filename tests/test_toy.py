@@ -1,15 +1,12 @@
-"""The toy of results/toy.py, and on it what the theory claims."""
+"""The toy of results/experiments/toy.py, and on it what the theory claims."""
 
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "results"))
 
 import drol
 import toy

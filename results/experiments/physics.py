@@ -1,6 +1,6 @@
 """By how much MuJoCo versions move the environments otherwise, and what becomes of oracles, experts and policies.
 
-    python results/physics.py --runs RUN_DIR...
+    python results/experiments/physics.py --runs RUN_DIR...
 
 Each version is installed into a folder that only its own measurement sees. States are recorded under the first one,
 while oracles and experts act, so that there are contacts. Every version then takes one control step from each of them,
@@ -19,20 +19,18 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
 import mujoco
 import numpy as np
 import tyro
 from tabulate import tabulate
 
+import basics
 from common import adroit, algorithms, collect, minari_data, mujoco_versions, run_directory
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import exit_in_one_line
 from common.workers import Episode
 
-HERE = pathlib.Path(__file__).parent
 PACKAGES = {  # what goes with each MuJoCo
     "3.2.7": ("mujoco==3.2.7", "dm_control==1.0.28"),
     "3.3.7": ("mujoco==3.3.7", "dm_control==1.0.34"),
@@ -112,7 +110,7 @@ class Args:
 
     folder: pathlib.Path = pathlib.Path("runs/physics")
     """Folder for the versions, and for the states."""
-    out: pathlib.Path = HERE / "physics"
+    out: pathlib.Path = basics.RESULTS / "physics"
     """Folder for the CSV files and the table."""
     versions: tuple[str, ...] = tuple(PACKAGES)
     """MuJoCo versions; the first records the states."""

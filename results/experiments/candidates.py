@@ -1,6 +1,6 @@
 """What K brings: pairwise distance of candidates, `bc_loss` and score of DROL runs, beside the published curves.
 
-python results/candidates.py results/candidates
+python results/experiments/candidates.py results/candidates
 
 Reads every finished DROL run below the folder, of tasks that were run with several K. Writes candidates.csv (a row for
 each run: the last row of its train.csv, its headline score if asked for), candidates.pdf and .png. Runs that differ in
@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 import tyro
 
+import basics
 import runs
 from common import run_directory
 from common.errors import UserError, exit_in_one_line
@@ -24,7 +25,6 @@ from common.errors import UserError, exit_in_one_line
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = pathlib.Path(__file__).parent
 PUBLISHED = {"candidate_metrics.csv": ("pairwise_distance", "bc_loss"), "k_sweep.csv": ("score",)}
 COLUMNS = ("num_candidates ", "offline_steps ")  # of candidates.csv; not told again among the settings
 LABELS = {
@@ -38,7 +38,7 @@ LABELS = {
 class Args:
     """Metrics against K, as candidates.csv, .pdf and .png."""
 
-    folder: tyro.conf.Positional[pathlib.Path] = HERE / "candidates"
+    folder: tyro.conf.Positional[pathlib.Path] = basics.RESULTS / "candidates"
     """Folder with run folders; what is made from them is written into it."""
     metrics: tuple[Literal["score", "pairwise_distance", "bc_loss"], ...] = ("pairwise_distance", "bc_loss")
     """What to draw, a column each; score is the headline score."""
@@ -54,7 +54,7 @@ def published() -> dict[str, dict[str, list[tuple[int, float]]]]:
     """(K, value) for each metric and task."""
     points: dict[str, dict[str, list[tuple[int, float]]]] = {metric: {} for metric in LABELS}
     for name, metrics in PUBLISHED.items():
-        with (HERE / "paper" / name).open() as file:
+        with (basics.RESULTS / "paper" / name).open() as file:
             for row in csv.DictReader(file):
                 for metric in metrics:
                     if row[metric]:

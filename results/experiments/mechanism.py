@@ -1,6 +1,6 @@
 """Routing at work: cells, winners and handoffs of DROL in training on pointmaze, whose actions have two dimensions.
 
-python results/mechanism.py
+python results/experiments/mechanism.py
 
 Trains with `update` of drol.py, once as it is and once by imitation alone, and measures in every update how many data
 actions change their winner (the same latents before and after) and how far winners move. After some numbers of updates
@@ -12,9 +12,6 @@ import csv
 import dataclasses
 import functools
 import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +21,7 @@ import tyro
 from jaxtyping import Array, Float
 from scipy.spatial import Voronoi, voronoi_plot_2d
 
+import basics
 import drol
 from common import datasets
 from common.arguments import complete
@@ -35,7 +33,6 @@ from common.seeds import keys_of_runs
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = pathlib.Path(__file__).parent
 METHODS = {"DROL": 1.0, "imitation alone": 0.0}  # q_coef
 PROBES = 512  # data actions at which an improvement step is looked at
 GRID = np.linspace(-1, 1, 33)  # of each action, for Q
@@ -74,7 +71,7 @@ class Args:
     """Folder of the data set."""
     render_only: bool = False
     """Draw again what is in the CSV files."""
-    out: pathlib.Path = HERE / "mechanism"
+    out: pathlib.Path = basics.RESULTS / "mechanism"
     """Folder to write to."""
 
 

@@ -1,6 +1,6 @@
 """What a collected AntMaze (or pointmaze) set covers: its trajectories over the maze, and how often it is at each goal.
 
-python results/antmaze.py DATA.npz --env-id antmaze-large
+python results/experiments/antmaze.py DATA.npz --env-id antmaze-large
 
 Writes ENV-trajectories.csv (20 episodes, every 10th position), ENV-goals.csv (for each of the five tasks the share of
 transitions that start in its goal, by OGBench's own relabelling, and how many goals an episode of the expert reaches)
@@ -11,14 +11,12 @@ import collections
 import csv
 import dataclasses
 import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import matplotlib
 import numpy as np
 import tyro
 
+import basics
 from common import collect, datasets
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
@@ -41,7 +39,7 @@ class Args:
     """Its environment."""
     expert_episodes: int = 16
     """Episodes to collect anew in which reached goals are counted (data files do not say)."""
-    out: pathlib.Path = pathlib.Path(__file__).parent / "antmaze"
+    out: pathlib.Path = basics.RESULTS / "antmaze"
     """Folder to write to."""
 
 

@@ -1,6 +1,6 @@
 """What an accelerator makes of it: milliseconds an update within minutes, then the paper's run for as long as it may.
 
-    python results/accelerator.py --out FOLDER [--seconds 240] [--train-seconds 400]
+    python results/experiments/accelerator.py --out FOLDER [--seconds 240] [--train-seconds 400]
 
 Measures at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5 actions), in stages: one
 seed against the reference formulation (speed.py) on the same card; eight seeds together; a profile; XLA's choices. The
@@ -31,13 +31,13 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the training is another process on the same card
 
 import jax
 import tyro
 from tabulate import tabulate
 
+import basics
 import drol
 import fql
 import speed
@@ -45,7 +45,6 @@ from common.arguments import complete
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 ROUNDS = 5  # timings of a program; the median counts, all are kept
 UPDATES = {"loop": 1000, "reference": 200}  # of a call: as in training; as many dispatches as take a few tenths
 SAVING_S = 25  # what a training needs to stop, save and export
@@ -278,7 +277,7 @@ def train(args: Args, facts: Facts) -> None:
     start, run, kept = time.monotonic(), args.out / "run", ("config.json", "train.csv", "eval.csv", "time.csv")
     sizes = " ".join([str(args.width)] * args.depth)
     settings = shlex.split(f"--env-id cube-double --hidden-sizes {sizes} {args.train}")
-    process = subprocess.Popen([sys.executable, "drol.py", "--run-dir", str(run), *settings], cwd=REPOSITORY)
+    process = subprocess.Popen([sys.executable, "drol.py", "--run-dir", str(run), *settings], cwd=basics.REPOSITORY)
     while process.poll() is None:
         time.sleep(min(COPY_S, max(0.0, start + args.train_seconds - SAVING_S - time.monotonic())))
         if time.monotonic() - start >= args.train_seconds - SAVING_S and process.poll() is None:
@@ -289,7 +288,7 @@ def train(args: Args, facts: Facts) -> None:
                 shutil.copy(run / name, args.out / name)
     facts(stage="train", exit_status=process.returncode, seconds=round(time.monotonic() - start, 1))
     export = [sys.executable, "-m", "common.policy", str(run), "--out", str(args.out / "actor.npz")]
-    facts(stage="train", exported=subprocess.run(export, cwd=REPOSITORY).returncode == 0)
+    facts(stage="train", exported=subprocess.run(export, cwd=basics.REPOSITORY).returncode == 0)
 
 
 def render(folder: pathlib.Path) -> None:

@@ -1,6 +1,6 @@
 """What an update is made of on an H100, counted without one: kernels, matrix products, bytes, operations.
 
-    pip install "jax[cuda12]" && python results/kernels.py [--out results/speed/kernels.md] [--list]
+    pip install "jax[cuda12]" && python results/experiments/kernels.py [--out results/speed/kernels.md] [--list]
 
 XLA compiles for a GPU that is not there, if it is told what the GPU is like. Out comes the program that an H100 would
 run, but for what XLA chooses by trying kernels out. So this is a count and not a measurement: it says what is launched,
@@ -19,14 +19,13 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
 import jax
 import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+import basics  # noqa: F401 (the way to the clone's modules)
 import drol
 import fql
 from common.arguments import complete

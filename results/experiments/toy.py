@@ -1,6 +1,6 @@
 """The claim itself, where everything is known: four separated modes of actions, one of them good, and a known Q.
 
-python results/toy.py
+python results/experiments/toy.py
 
 One state. The data set's actions lie in four discs; Q is a wide hill with its top in one of them, so that it pulls
 every action across the gaps. Actors learn with `actor_loss` of drol.py and fql.py, whose critic is this Q. Writes
@@ -11,10 +11,7 @@ import csv
 import dataclasses
 import functools
 import pathlib
-import sys
 import types
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +21,7 @@ import optax
 import tyro
 from jaxtyping import Array, Float
 
+import basics
 import drol
 import fql
 from common.arguments import complete
@@ -34,7 +32,6 @@ from common.replay import Batch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = pathlib.Path(__file__).parent
 CENTRES = np.array([[0.6, 0.6], [0.6, -0.6], [-0.6, 0.6], [-0.6, -0.6]])  # of the modes; the first is the good one
 RADIUS = 0.12
 HILL = 0.8  # standard deviation of Q's hill
@@ -75,7 +72,7 @@ class Args:
     """Actions of the policy that are judged."""
     render_only: bool = False
     """Draw again what is in the CSV files."""
-    out: pathlib.Path = HERE / "toy"
+    out: pathlib.Path = basics.RESULTS / "toy"
     """Folder to write to."""
 
 

@@ -1,6 +1,6 @@
 """How fast it is here: updates, memory, inference, evaluation beside training, collection, start-up.
 
-    python results/speed.py [--out results/speed/speed] [--hidden-sizes 64 64]
+    python results/experiments/speed.py [--out results/speed/speed] [--hidden-sizes 64 64]
 
 Updates are measured in one process at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5
 actions), those of `fql.py` and of `drol.py` at several K, for one seed and for several together. They are compared to
@@ -30,7 +30,6 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the trainings that it times share the card
 
 import jax
@@ -40,6 +39,7 @@ import numpy as np
 import optax
 import tyro
 
+import basics
 import drol
 import fql
 from common import algorithms, collect, run_directory
@@ -55,7 +55,6 @@ from common.session import SHORT_CHUNK
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
 FLOOR, DISPATCH, REFERENCE = "matrix products alone", "one update a dispatch", "reference formulation"
 DIGITS = ".6g"  # of a measurement in FILE.csv
@@ -438,7 +437,7 @@ def measure_loop() -> float:
         path = collect.collect(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
         arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run", *tiny)
         command = [sys.executable, "drol.py", *map(str, arguments), "--eval-episodes", "1", "--eval-workers", "1"]
-        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=basics.REPOSITORY, check=True, stdout=subprocess.DEVNULL)
         first, *_, last = run_directory.read_table(pathlib.Path(folder) / "run" / "time.csv")
     args = drol.Args(hidden_sizes=(8,), batch_size=8, num_candidates=1)
     args, _ = complete(args, resolve("pointmaze-medium"), drol.published_settings)
@@ -457,7 +456,7 @@ def measure_start() -> float:
         arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run")
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "drol.py", *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+            [sys.executable, "drol.py", *map(str, arguments)], cwd=basics.REPOSITORY, stdout=subprocess.PIPE, text=True
         )
         for line in process.stdout:
             if line.startswith("one update takes"):

@@ -1,6 +1,6 @@
 """Make every figure and table of results/ again, from the raw CSV files beside them.
 
-python results/make.py
+python results/experiments/make.py
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import tyro
 
 import accelerator
 import antmaze
+import basics
 import candidates
 import mechanism
 import physics
@@ -19,14 +20,12 @@ import table
 import toy
 from common.errors import exit_in_one_line
 
-HERE = pathlib.Path(__file__).parent
-
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Make every figure and table of results/ again, from the raw CSV files beside them."""
 
-    folder: pathlib.Path = HERE
+    folder: pathlib.Path = basics.RESULTS
     """Folder with the raw files; what is made from them is written into it."""
 
 
