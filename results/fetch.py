@@ -3,7 +3,7 @@
 python results/fetch.py --env-id cube-double
 """
 
-import clone  # noqa: F401 (the way to the clone's modules)
+import clone  # noqa: F401 (first: it lets this import the clone's modules)
 from common import command_line, datasets
 from common.arguments import RunArgs
 from common.env_ids import resolve

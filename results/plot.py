@@ -16,18 +16,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 import tyro
 from matplotlib.axes import Axes
 
+import clone  # noqa: F401 (first: it lets this import the clone's modules)
+import figures
 import runs
 from common.errors import exit_in_one_line
-from common.files import write_whole
 from common.run_directory import SCORES
 from published import published_scores
 from runs import Comparison, Run, natural
@@ -241,8 +239,6 @@ def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[s
 
 def draw(comparison: Comparison, x: str) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
-    plt.rcParams["text.parse_math"] = False  # names of runs and tasks are no formulas
     style = styles({*comparison.methods, *comparison.algorithms})
     tasks, common = list(comparison.tasks), common_tasks(comparison)
     scores = {
@@ -345,15 +341,7 @@ def main(args: Args) -> None:
     """Read, draw, write."""
     comparison = runs.read(list(args.runs))
     runs.report(comparison.notes)
-    figure = draw(comparison, args.x)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for ending in (".pdf", ".png"):
-        path = args.out.with_name(args.out.name + ending)
-        # No date inside: the same runs give the same file.
-        options = {"dpi": 160, "metadata": {"CreationDate": None} if ending == ".pdf" else None}
-        write_whole(path, lambda temporary, options=options: figure.savefig(temporary, **options))
-        print(path)
-    plt.close(figure)
+    print(*figures.save(draw(comparison, args.x), args.out), sep="\n")
 
 
 if __name__ == "__main__":

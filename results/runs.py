@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import clone  # noqa: F401 (the way to the clone's modules)
 from common import algorithms, mujoco_versions, run_directory
 from common.datasets import describe_source
 from common.env_ids import EnvSpec

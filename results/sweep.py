@@ -30,8 +30,8 @@ from typing import Any, Literal, NamedTuple
 
 from tabulate import tabulate
 
+import clone
 import runs
-from clone import REPOSITORY, RESULTS
 from common import algorithms, command_line
 from common.arguments import Count, RunArgs, complete, in_their_types
 from common.env_ids import D4RL_MINARI_IDS, NUM_TASKS, OGBENCH_DATASET_TYPES, EnvSpec, resolve
@@ -522,7 +522,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
     except ImportError as error:
         raise UserError("--on slurm needs submitit: pip install submitit") from error
     parameters = slurm_parameters(args)
-    path = shlex.quote(f"{RESULTS}:{REPOSITORY}")
+    path = shlex.quote(f"{clone.RESULTS}:{clone.REPOSITORY}")
     setup = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup")]
     task = SlurmTask(Place("this node", sharing_a_gpu(args.jobs_per_gpu)), args.attempts)
 

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from tabulate import tabulate
 
+import clone  # noqa: F401 (first: it lets this import the clone's modules)
 import runs
 from common.errors import exit_in_one_line
 from common.files import write_whole

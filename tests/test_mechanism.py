@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from toys import init, largest, make_args, random_dataset
 
+import basics
 import drol
 import mechanism
 
@@ -78,7 +79,7 @@ def test_from_data_to_figure(pointmaze_file, tmp_path, capsys):
         "episodes": 4,
     }
     mechanism.main(mechanism.Args(**small, dataset_dir=pointmaze_file.parent, out=tmp_path))
-    rows = {name: mechanism.read(tmp_path / f"{name}.csv") for name in ("handoff", "improvement", "candidates", "q")}
+    rows = {name: basics.read_csv(tmp_path / f"{name}.csv") for name in ("handoff", "improvement", "candidates", "q")}
     curve = [(row["method"], row["seed"], row["updates"]) for row in rows["handoff"]]
     assert curve == [
         (method, seed, end) for method in mechanism.METHODS for end in range(20, 201, 20) for seed in (0, 1)

@@ -25,7 +25,6 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-import basics  # noqa: F401 (the way to the clone's modules)
 import drol
 import fql
 from common.arguments import complete
