@@ -9,6 +9,7 @@ on disk the moment it is known, so that a machine that is had for a quarter of a
 FOLDER/facts.md is a table of them.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -29,7 +30,7 @@ import tarfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the training is another process on the same card
 
@@ -41,9 +42,8 @@ import basics
 import drol
 import fql
 import speed
-from common.arguments import complete
-from common.env_ids import resolve
 from common.errors import exit_in_one_line
+from speed import Program
 
 ROUNDS = 5  # timings of a program; the median counts, all are kept
 UPDATES = {"loop": 1000, "reference": 200}  # of a call: as in training; as many dispatches as take a few tenths
@@ -91,13 +91,13 @@ class Facts:
             file.flush()
             os.fsync(file.fileno())
 
-
-class Program(NamedTuple):
-    """What is timed: one call of it is so many updates."""
-
-    call: Callable[[], Any]
-    updates: int
-    compiled: Any = None  # of what is compiled as a whole
+    @contextlib.contextmanager
+    def failure_of(self, stage: str, program: str) -> Iterator[None]:
+        """What fails in here, for whatever reason, is a fact, too, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self(stage=stage, program=program, error=f"{type(error).__name__}: {error}"[:500])
 
 
 Make = Callable[[], Program]  # compiles
@@ -105,15 +105,12 @@ Make = Callable[[], Program]  # compiles
 
 def settings(args: Args, algorithm: types.ModuleType) -> Any:
     """The algorithm's, published for cube-double."""
-    given = algorithm.Args(hidden_sizes=(args.width,) * args.depth)
-    return complete(given, resolve("cube-double"), algorithm.published_settings)[0]
+    return basics.settings(algorithm, hidden_sizes=(args.width,) * args.depth)
 
 
 def loop(args: Args, algorithm: types.ModuleType, seeds: int = 1, updates: int = 0, **options: Any) -> Program:
     """The loop that `main` compiles, over `args.updates` or others; `options` are XLA's, for this program alone."""
-    updates = updates or args.updates
-    compiled, *inputs = speed.compile_updates(algorithm, settings(args, algorithm), seeds, updates, options)
-    return Program(speed.repeat_updates(compiled, *inputs), updates, compiled)
+    return speed.compile_updates(algorithm, settings(args, algorithm), seeds, updates or args.updates, options)
 
 
 def exact(args: Args, algorithm: types.ModuleType) -> Program:
@@ -124,13 +121,10 @@ def exact(args: Args, algorithm: types.ModuleType) -> Program:
 
 def reference(args: Args, algorithm: types.ModuleType) -> Program:
     """As the reference implementations are written: a batch from the host and a dispatch an update (speed.py)."""
-    of_algorithm, updates = settings(args, algorithm), min(UPDATES["reference"], args.updates)
-    init = functools.partial(algorithm.init_state, of_algorithm, speed.OBSERVATION_DIM, speed.ACTION_DIM)
-    state = speed.ReferenceState.of(of_algorithm, jax.jit(init)(jax.random.key(1)))
-    update = functools.partial(speed.reference_update, algorithm)
-    call = speed.one_update_a_dispatch(algorithm, of_algorithm, update, state, updates)
-    jax.block_until_ready(call())  # compiles
-    return Program(call, updates)
+    updates = min(UPDATES["reference"], args.updates)
+    program = speed.one_update_a_dispatch(algorithm, settings(args, algorithm), updates, reference=True)
+    jax.block_until_ready(program.call())  # compiles
+    return program
 
 
 def stages(args: Args) -> Iterator[tuple[str, dict[str, Make]]]:
@@ -181,14 +175,11 @@ def compile_side_by_side(facts: Facts, out: pathlib.Path, stage: str, programs: 
         futures = {pool.submit(timed, make): name for name, make in programs.items()}
         for future in concurrent.futures.as_completed(futures):
             name = futures[future]
-            try:
+            with facts.failure_of(stage, name):  # of whatever kind, for an option or a card that XLA does not know
                 ready[name], compile_s = future.result()
-            except Exception as error:  # of whatever kind XLA raises for an option or a card it does not know
-                facts(stage=stage, program=name, error=f"{type(error).__name__}: {error}"[:500])
-                continue
-            facts(stage=stage, program=name, compile_s=round(compile_s, 1))
-            if ready[name].compiled is not None:
-                keep_text(out / "programs.tar", f"{file_name(stage, name)}.txt.gz", ready[name].compiled.as_text())
+                facts(stage=stage, program=name, compile_s=round(compile_s, 1))
+                if ready[name].compiled is not None:
+                    keep_text(out / "programs.tar", f"{file_name(stage, name)}.txt.gz", ready[name].compiled.as_text())
     return {name: ready[name] for name in programs if name in ready}
 
 
@@ -220,16 +211,13 @@ def measure(args: Args, facts: Facts, stage: str, programs: dict[str, Make]) -> 
     """Compile, then time one after the other."""
     ready = compile_side_by_side(facts, args.out, stage, programs)
     for name, program in ready.items():
-        try:
+        with facts.failure_of(stage, name):  # short of memory above all
             with alone(args.pause):
                 jax.block_until_ready(program.call())
-                ms = [1e3 * speed.seconds(program.call) / program.updates for _ in range(ROUNDS)]
-        except Exception as error:  # of whatever kind, short of memory above all
-            facts(stage=stage, program=name, error=f"{type(error).__name__}: {error}"[:500])
-            continue
-        sizes = program.compiled and program.compiled.memory_analysis()
-        memory = {"temporary_mb": sizes.temp_size_in_bytes / 1e6} if sizes else {}
-        facts(stage=stage, program=name, ms=round(statistics.median(ms), 5), all=[round(m, 5) for m in ms], **memory)
+                ms = [round(1e3 * speed.seconds(program.call) / program.updates, 5) for _ in range(ROUNDS)]
+            sizes = program.compiled and program.compiled.memory_analysis()
+            memory = {"temporary_mb": sizes.temp_size_in_bytes / 1e6} if sizes else {}
+            facts(stage=stage, program=name, ms=statistics.median(ms), all=ms, **memory)
     return ready
 
 
@@ -237,21 +225,17 @@ def profile(args: Args, facts: Facts, programs: dict[str, Program]) -> None:
     """The dearest kernels of an update. A profiler runs them one by one, so their durations count, and no gap does."""
     for name, program in programs.items():
         folder = args.out / file_name(PROFILE, name)
-        try:
+        with facts.failure_of(PROFILE, name):  # a machine may forbid it
             with alone(args.pause), jax.profiler.trace(folder, create_perfetto_trace=True):
                 jax.block_until_ready(program.call())
-        except Exception as error:  # a machine may forbid it
-            facts(stage=PROFILE, program=name, error=f"{type(error).__name__}: {error}"[:500])
-            continue
-        durations = kernel_durations(folder)
-        total, count = (sum(column) / program.updates for column in zip((0.0, 0), *durations.values(), strict=True))
-        facts(stage=PROFILE, program=name, kernel_us=round(total, 1), kernels=round(count, 1))
-        for kernel, (us, n) in sorted(durations.items(), key=lambda item: -item[1][0])[:KERNELS]:
-            each = {"us": round(us / program.updates, 2), "times": round(n / program.updates, 2)}
-            facts(stage=PROFILE, program=name, kernel=kernel, **each)
-        with tarfile.open(folder.with_suffix(".tgz"), "w:gz") as archive:
-            archive.add(folder, folder.name)
-        shutil.rmtree(folder)
+            durations = kernel_durations(folder)
+            total, count = (sum(column) / program.updates for column in zip((0.0, 0), *durations.values(), strict=True))
+            facts(stage=PROFILE, program=name, kernel_us=round(total, 1), kernels=round(count, 1))
+            for kernel, (us, n) in sorted(durations.items(), key=lambda item: -item[1][0])[:KERNELS]:
+                each = {"us": round(us / program.updates, 2), "times": round(n / program.updates, 2)}
+                facts(stage=PROFILE, program=name, kernel=kernel, **each)
+            shutil.make_archive(str(folder), "gztar", folder.parent, folder.name)
+            shutil.rmtree(folder)
 
 
 def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
@@ -264,12 +248,11 @@ def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
         for e in events
         if e.get("name") == "thread_name" and e["pid"] in devices and "Stream" in e["args"]["name"]
     }
-    result: dict[str, tuple[float, int]] = {}
+    each = collections.defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
-            us, n = result.get(event["name"], (0.0, 0))
-            result[event["name"]] = us + event["dur"], n + 1
-    return result
+            each[event["name"]].append(event["dur"])
+    return {name: (sum(durations), len(durations)) for name, durations in each.items()}
 
 
 def train(args: Args, facts: Facts) -> None:
