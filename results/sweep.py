@@ -45,7 +45,7 @@ from jobs import (
     Job,
     Place,
     SlurmTask,
-    Workers,
+    Supervisor,
     config_of,
     is_begun,
     last_row,
@@ -61,7 +61,7 @@ FETCH = "results/fetch.py"
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class SweepArgs:
     """Train a grid, here or on Slurm. Arguments of the training scripts are passed on; several values are a product."""
 
     folder: pathlib.Path = pathlib.Path("runs/sweep")
@@ -115,7 +115,7 @@ class Method(NamedTuple):
     seeds_per_job: int
 
 
-def grid(args: Args, passed_on: list[str]) -> list[Method]:
+def grid(args: SweepArgs, passed_on: list[str]) -> list[Method]:
     """Every method of the sweep, task by task.
 
     Raises:
@@ -431,9 +431,9 @@ def remembered(sweep: pathlib.Path) -> list[Method]:
     return nameable(sweep, list(methods.values()))
 
 
-def parse(words: list[str]) -> tuple[Args, list[str]]:
+def parse(words: list[str]) -> tuple[SweepArgs, list[str]]:
     """Arguments of the sweep, and those that it passes on."""
-    return command_line.read(Args, args=words, return_unknown_args=True)
+    return command_line.read(SweepArgs, args=words, return_unknown_args=True)
 
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
@@ -446,7 +446,7 @@ def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
     return jobs
 
 
-def places_here(args: Args) -> list[Place]:
+def places_here(args: SweepArgs) -> list[Place]:
     """Where this machine does jobs at the same time."""
     share = sharing_a_gpu(args.jobs_per_gpu)
     on_gpus = [Place(f"gpu {gpu}", (("CUDA_VISIBLE_DEVICES", gpu), *share)) for gpu in gpus()] * args.jobs_per_gpu
@@ -466,32 +466,36 @@ def gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def work_here(args: Args, data: list[Job], jobs: list[Job]) -> None:
+def work_here(args: SweepArgs, data: list[Job], jobs: list[Job]) -> None:
     """Data first, with the whole machine; then the jobs. At the first Ctrl-C or SIGTERM they save, at the second not.
 
     Raises:
         UserError: a job failed.
     """
-    workers = Workers(args.attempts, lambda line: print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True))
+    supervisor = Supervisor(args.attempts, lambda line: print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True))
 
     def stop(*_: object) -> None:
-        os.write(2, b"\nkilling the jobs\n" if workers.stopping else b"\nstopping: jobs save; once more kills them\n")
-        workers.kill() if workers.stopping else workers.stop()
+        if supervisor.stopping:
+            os.write(2, b"\nkilling the jobs\n")
+            supervisor.kill()
+        else:
+            os.write(2, b"\nstopping: jobs save; once more kills them\n")
+            supervisor.stop()
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed, _ = workers.work(data, [Place("this machine")])
-        failed += workers.work(jobs, places_here(args))[0]
+        failed, _ = supervisor.work(data, [Place("this machine")])
+        failed += supervisor.work(jobs, places_here(args))[0]
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if workers.stopping:
+    if supervisor.stopping:
         print("stopped; the same command goes on", flush=True)
     elif failed:
         raise UserError(f"{len(failed)} of {len(data) + len(jobs)} jobs failed; --status names them")
 
 
-def slurm_parameters(args: Args) -> dict[str, Any]:
+def slurm_parameters(args: SweepArgs) -> dict[str, Any]:
     """What submitit is told. Raises `UserError` for what is not KEY=VALUE, or a file that is not TOML."""
     parameters = dict(SLURM)
     if args.slurm_config is not None:
@@ -511,7 +515,7 @@ def slurm_parameters(args: Args) -> dict[str, Any]:
     return parameters
 
 
-def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) -> None:
+def submit(args: SweepArgs, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) -> None:
     """One array for the data sets, and one for the jobs, which waits for it.
 
     Raises:
@@ -553,7 +557,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
         raise UserError(f"Slurm: {error}") from error
 
 
-def start(args: Args, sweep: pathlib.Path, standing: Standing) -> None:
+def start(args: SweepArgs, sweep: pathlib.Path, standing: Standing) -> None:
     """What nobody does yet, and should be done."""
     jobs = [job for states in standing.values() for job in states if states[job] in ("failed", "stopped", "new")]
     methods, begun = {job.method for job in jobs}, {config.parts[-3] for config in sweep.glob("*/*/config.json")}
@@ -585,7 +589,7 @@ def main(words: list[str]) -> None:
         raise UserError(f"{len(named) - len(methods)} of {len(named)} methods were left out: their names are too long")
 
 
-def go_on(args: Args, sweep: pathlib.Path, methods: list[Method], words: list[str]) -> None:
+def go_on(args: SweepArgs, sweep: pathlib.Path, methods: list[Method], words: list[str]) -> None:
     """Print the grid, remember the command, and start what nobody does yet."""
     lock_file = sweep / "jobs" / ".lock"
     lock_file.parent.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ for script, name in (("drol", "weight_decay"), ("fql", "momentum")):
         "grouping": {method: [run.seed for run in of] for method, of in comparison.tasks["cube-single"].items()},
         "legend": [" ".join(text.get_text().split()) for text in legend.get_texts()],
         "table": [row[1] for row in table.task_table(comparison, 50).rows],
-        "sweep": [m.name for m in sweep.grid(sweep.Args(algorithms=(script,)), [f"--{name}", "0.0", "0.5"])],
+        "sweep": [m.name for m in sweep.grid(sweep.SweepArgs(algorithms=(script,)), [f"--{name}", "0.0", "0.5"])],
     }
 print(json.dumps(answers))
 """
@@ -180,7 +180,7 @@ def test_what_does_nothing_is_refused_when_training_and_when_evaluating(tmp_path
     trained = drol.Args(inference_num_samples=8)  # which the run has
     assert for_evaluation(trained, drol.Args(inference_density_top_k=4)).inference_density_top_k == 4
     with pytest.raises(UserError, match="--inference-density-top-k does nothing"):
-        sweep.grid(sweep.Args(algorithms=("drol",)), ["--inference-density-top-k", "4"])
+        sweep.grid(sweep.SweepArgs(algorithms=("drol",)), ["--inference-density-top-k", "4"])
 
 
 # Code

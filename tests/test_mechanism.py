@@ -78,7 +78,7 @@ def test_from_data_to_figure(pointmaze_file, tmp_path, capsys):
         "seeds": 2,
         "episodes": 4,
     }
-    mechanism.main(mechanism.Args(**small, dataset_dir=pointmaze_file.parent, out=tmp_path))
+    mechanism.main(mechanism.MechanismArgs(**small, dataset_dir=pointmaze_file.parent, out=tmp_path))
     rows = {name: basics.read_csv(tmp_path / f"{name}.csv") for name in ("handoff", "improvement", "candidates", "q")}
     curve = [(row["method"], row["seed"], row["updates"]) for row in rows["handoff"]]
     assert curve == [

@@ -29,13 +29,13 @@ PROGRAMS = {
     "drol.py": drol.Args,
     "fql.py": fql.Args,
     "common.collect": collect.Args,
-    "results/plot.py": plot.Args,
-    "results/table.py": table.Args,
-    "results/experiments/physics.py": physics.Args,
-    "results/experiments/speed.py": speed.Args,
-    "results/experiments/make.py": make.Args,
-    "results/experiments/antmaze.py": antmaze.Args,
-    "results/sweep.py": sweep.Args,
+    "results/plot.py": plot.PlotArgs,
+    "results/table.py": table.TableArgs,
+    "results/experiments/physics.py": physics.PhysicsArgs,
+    "results/experiments/speed.py": speed.SpeedArgs,
+    "results/experiments/make.py": make.MakeArgs,
+    "results/experiments/antmaze.py": antmaze.AntmazeArgs,
+    "results/sweep.py": sweep.SweepArgs,
 }
 
 
@@ -54,7 +54,7 @@ SINGLE = [re.sub(r"\$\w+", "1", part) for line in COMMANDS for part in re.split(
 @pytest.mark.parametrize("line", [line for line in SINGLE if arguments(line)])
 def test_the_arguments_exist(line):
     args_class, words = arguments(line)
-    if args_class is sweep.Args:  # which passes on those of the scripts
+    if args_class is sweep.SweepArgs:  # which passes on those of the scripts
         args, passed_on = sweep.parse(words)
         assert sweep.grid(args, passed_on)
     else:

@@ -120,7 +120,7 @@ def test_it_goes_on_and_is_evaluated(copy, finished):
 
 def test_it_is_tabulated_and_plotted_under_its_own_name(copy, finished):
     words = "import sys; sys.path.insert(0, 'results'); import pathlib, plot, table; runs = (pathlib.Path('runs/bc'),)"
-    program = f"{words}; table.main(table.Args(runs)); plot.main(plot.Args(runs, pathlib.Path('figure')))"
+    program = f"{words}; table.main(table.TableArgs(runs)); plot.main(plot.PlotArgs(runs, pathlib.Path('figure')))"
     result = subprocess.run([sys.executable, "-c", program], cwd=copy, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "| BC, batch_size 16, noise_level 0.5 |" in result.stdout

@@ -26,7 +26,7 @@ TRAJECTORIES, EVERY = 20, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class AntmazeArgs:
     """Draw and count what a collected maze data set covers."""
 
     data: tyro.conf.Positional[pathlib.Path]
@@ -54,7 +54,7 @@ def goals_reached(spec: EnvSpec, episodes: int) -> list[int]:
     return reached
 
 
-def measure(args: Args) -> None:
+def measure(args: AntmazeArgs) -> None:
     """Both CSV files."""
     spec = resolve(args.env_id)
     with np.load(args.data) as data:
@@ -114,11 +114,11 @@ def render(folder: pathlib.Path, env_name: str) -> None:
     figures.save(figure, folder / env_name)
 
 
-def main(args: Args) -> None:
+def main(args: AntmazeArgs) -> None:
     """Count, then draw."""
     measure(args)
     render(args.out, resolve(args.env_id).env_name)
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(AntmazeArgs)))

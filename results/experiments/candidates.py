@@ -36,7 +36,7 @@ LABELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class CandidateArgs:
     """Metrics against K, as candidates.csv, .pdf and .png."""
 
     folder: tyro.conf.Positional[pathlib.Path] = basics.RESULTS / "candidates"
@@ -131,7 +131,7 @@ def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
     return figure
 
 
-def main(args: Args) -> None:
+def main(args: CandidateArgs) -> None:
     """Read, write, draw."""
     rows = read(args.folder, args.metrics)
     written = [(row | {name: f"{row[name]:.5g}" for name in args.metrics}).values() for row in rows]
@@ -140,4 +140,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(CandidateArgs)))

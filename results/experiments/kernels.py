@@ -54,7 +54,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class KernelArgs:
     """Count the kernels of an update on an H100."""
 
     num_candidates: tuple[int, ...] = (1, 16, 64)
@@ -241,7 +241,7 @@ def compile_for_h100(algorithm: types.ModuleType, args: Any, num_seeds: int) -> 
     return jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile().as_text()
 
 
-def main(args: Args) -> None:
+def main(args: KernelArgs) -> None:
     """Compile, count, print a Markdown table."""
     lines = [
         f"A count and not a measurement: what XLA (jax {jax.__version__}) makes of an update for an H100.",
@@ -273,4 +273,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(KernelArgs)))

@@ -46,7 +46,7 @@ DISTANCES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class MechanismArgs:
     """Voronoi cells, winners and handoffs of DROL on pointmaze-medium."""
 
     num_candidates: int = 16
@@ -130,7 +130,7 @@ def improvement_step(
     return before, candidates(jax.tree.map(lambda leaf, change: leaf + rate * change, params.actor, downhill))
 
 
-def measure(args: Args) -> None:
+def measure(args: MechanismArgs) -> None:
     """All CSV files.
 
     Raises:
@@ -146,7 +146,7 @@ def measure(args: Args) -> None:
     watch_improvement(args, its, data, snapshots)
 
 
-def watch_training(args: Args, its: drol.Args, data: Dataset) -> dict[int, drol.Params]:
+def watch_training(args: MechanismArgs, its: drol.Args, data: Dataset) -> dict[int, drol.Params]:
     """handoff.csv; and DROL's parameters, of all seeds, after `args.updates`."""
     keys, snapshots, rows = keys_of_runs(range(args.seeds)), {}, []
     init = jax.jit(jax.vmap(functools.partial(drol.init_state, its, data.observation_dim, data.action_dim)))
@@ -166,7 +166,7 @@ def watch_training(args: Args, its: drol.Args, data: Dataset) -> dict[int, drol.
     return snapshots
 
 
-def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict[int, drol.Params]) -> None:
+def watch_improvement(args: MechanismArgs, its: drol.Args, data: Dataset, snapshots: dict[int, drol.Params]) -> None:
     """The other CSV files: an improvement step from each snapshot, seen at the same data actions and latents."""
     probe_key, latent_key = jax.random.split(jax.random.key(0))
     probes = sample_batch(data, PROBES, probe_key)
@@ -203,7 +203,7 @@ def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict
     basics.write_csv(args.out / "q.csv", ("updates", "action_1", "action_2", "q"), q_of_grid)
 
 
-def clearest_handoff(args: Args, actions: np.ndarray, steps: list[dict[str, np.ndarray]]) -> int:
+def clearest_handoff(args: MechanismArgs, actions: np.ndarray, steps: list[dict[str, np.ndarray]]) -> int:
     """Of [PROBES, 2] actions, which one to draw: seed 0's middle snapshot hands it off, and the other two do not.
 
     Of those where the box clips neither action nor winners, the one whose new winner is nearest as against its old one.
@@ -292,11 +292,11 @@ def draw_distances(ax: plt.Axes, improvements: np.ndarray) -> None:
     ax.legend(fontsize=7, loc="upper right")
 
 
-def main(args: Args) -> None:
+def main(args: MechanismArgs) -> None:
     """Train and watch, then draw."""
     measure(args)
     render(args.out)
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(MechanismArgs)))

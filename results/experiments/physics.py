@@ -100,7 +100,7 @@ ALTERED = ("body_pos", "dof_damping")
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class PhysicsArgs:
     """One step and whole episodes under several MuJoCo versions: a table."""
 
     folder: pathlib.Path = pathlib.Path("runs/physics")
@@ -280,7 +280,7 @@ def scores(env_id: str, episodes: int) -> dict[str, list[float]]:
     return {"expert: score": [100 * (each - low) / (high - low) for each in returns]}
 
 
-def outcomes(args: Args) -> Iterator[dict[str, Any]]:
+def outcomes(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
     """A row for each environment and whoever acts in it: mean, and its standard error."""
     arms, hands = ("cube-double", "scene", "puzzle-3x3"), (env_id for env_id in PARTS if env_id.endswith("expert"))
     for act, env_ids in ((subtasks, arms), (goals, ("antmaze-medium",)), (scores, hands)):
@@ -291,7 +291,7 @@ def outcomes(args: Args) -> Iterator[dict[str, Any]]:
                 yield {"environment": env_id, "what": what} | row
 
 
-def policies(args: Args) -> Iterator[dict[str, Any]]:
+def policies(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
     """A row for each run, likewise."""
     for run in args.runs:
         config = run_directory.read_config(run)
@@ -311,7 +311,7 @@ def policies(args: Args) -> Iterator[dict[str, Any]]:
 # ---- Several versions ------------------------------------------------------------------------------------------------
 
 
-def steps(args: Args) -> Iterator[dict[str, Any]]:
+def steps(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
     """A row for each part; the first version records the states, and leaves a few of them for the tests."""
     few, sampled = {}, args.folder / "sample.npz"
     for env_id in PARTS:
@@ -332,7 +332,7 @@ def steps(args: Args) -> Iterator[dict[str, Any]]:
 MEASUREMENTS = {"steps": steps, "outcomes": outcomes, "policies": policies}
 
 
-def measure(args: Args) -> None:
+def measure(args: PhysicsArgs) -> None:
     """With the MuJoCo that is imported; CSV files in a folder of its version. What is there stands."""
     version = mujoco_versions.installed()
     for name, rows in MEASUREMENTS.items():
@@ -376,7 +376,7 @@ def tabulate_versions(rows: list[dict[str, str]], index: tuple[str, ...], cell: 
     return tabulate(body, [*index, *versions], tablefmt="github", disable_numparse=True)
 
 
-def main(args: Args) -> None:
+def main(args: PhysicsArgs) -> None:
     """Measure with each version, in a process that sees it before any other."""
     if args.measure:
         return measure(args)
@@ -395,4 +395,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(PhysicsArgs)))

@@ -58,7 +58,7 @@ DIGITS = ".6g"  # of a measurement in FILE.csv
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class SpeedArgs:
     """Measure updates, memory, inference, evaluation beside training, collection and start-up on this machine."""
 
     num_candidates: tuple[int, ...] = (1, 4, 16, 64)
@@ -323,7 +323,7 @@ def updates_a_call(hidden_sizes: tuple[int, ...]) -> int:
     return min(max(1_000_000 // sum(map(math.prod, itertools.pairwise(sizes))), 2), SHORT_CHUNK)
 
 
-def measure_updates(options: Args) -> list[Measurement]:
+def measure_updates(options: SpeedArgs) -> list[Measurement]:
     """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
     is_cpu = jax.default_backend() == "cpu"
     times = updates_a_call(options.hidden_sizes) if is_cpu else 200
@@ -351,7 +351,7 @@ def measure_updates(options: Args) -> list[Measurement]:
     return medians(programs, options.rounds) + memory
 
 
-def measure_inference(options: Args) -> list[Measurement]:
+def measure_inference(options: SpeedArgs) -> list[Measurement]:
     """Median milliseconds until the actions are there: one observation, and a batch of 256."""
     programs = {}
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
@@ -560,7 +560,7 @@ def render(out: pathlib.Path) -> None:
     figures.save(draw(measurements, machine), out)
 
 
-def main(args: Args) -> None:
+def main(args: SpeedArgs) -> None:
     """Measure, print as Markdown, write."""
     args = dataclasses.replace(args, num_seeds=tuple(sorted({1, *args.num_seeds})))
     sizes = " ".join(map(str, args.hidden_sizes))
@@ -589,4 +589,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(SpeedArgs)))

@@ -54,7 +54,7 @@ def hill(squared_distance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class ToyArgs:
     """DROL and FQL on a two-dimensional toy, with a known Q."""
 
     bc_coef: float = 10.0
@@ -127,7 +127,7 @@ def scores(actions: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure(args: Args) -> None:
+def measure(args: ToyArgs) -> None:
     """Both CSV files."""
     methods = {f"DROL({k})": (drol, settings(drol, num_candidates=k, bc_coef=args.bc_coef)) for k in NUM_CANDIDATES}
     methods["FQL"] = (fql, settings(fql, alpha=args.bc_coef))
@@ -196,11 +196,11 @@ def render(folder: pathlib.Path) -> None:
     figures.save(figure, folder / "toy")
 
 
-def main(args: Args) -> None:
+def main(args: ToyArgs) -> None:
     """Learn, then draw."""
     measure(args)
     render(args.out)
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(ToyArgs)))
