@@ -21,8 +21,8 @@ from common import collect
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = "".join(
-    (REPOSITORY / page).read_text()
-    for page in ("README.md", "common/README.md", "results/README.md", "results/TUNING.md", "results/SWEEPS.md")
+    page.read_text()
+    for page in (REPOSITORY / "README.md", REPOSITORY / "common/README.md", *sorted(REPOSITORY.glob("results/**/*.md")))
 )
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) for line in block.splitlines()]
 PROGRAMS = {
