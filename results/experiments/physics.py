@@ -1,10 +1,10 @@
-"""By how much MuJoCo versions move the environments otherwise, and what becomes of oracles, experts and policies.
+"""By how much MuJoCo versions move the environments otherwise, and what becomes of oracles and experts.
 
-    python results/experiments/physics.py --runs RUN_DIR...
+    python results/experiments/physics.py
 
 Each version is installed into a folder that only its own measurement sees. States are recorded under the first one,
 while oracles and experts act, so that there are contacts. Every version then takes one control step from each of them,
-with the same control, and has the same oracles, experts and policies act for whole episodes, from the same starts.
+with the same control, and has the same oracles and experts act for whole episodes, from the same starts.
 Writes steps.csv, outcomes.csv, and table.md from them; and into its folder sample.npz, which is tests/physics.npz.
 """
 
@@ -27,7 +27,7 @@ from tabulate import tabulate
 
 import basics
 from antmaze import goals_reached
-from common import adroit, algorithms, collect, minari_data, mujoco_versions, run_directory
+from common import adroit, collect, minari_data, mujoco_versions
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
 from common.errors import exit_in_one_line
@@ -109,10 +109,8 @@ class PhysicsArgs:
     """Folder for the CSV files and the table."""
     versions: tuple[str, ...] = tuple(PACKAGES)
     """MuJoCo versions; the first records the states."""
-    runs: tuple[pathlib.Path, ...] = ()
-    """Runs whose policies are evaluated."""
     episodes: int = 100
-    """Episodes of each oracle, expert and policy."""
+    """Episodes of each oracle and expert."""
     record_episodes: int = 10
     """Episodes that states are taken from, of each environment."""
     measure: bool = False
@@ -291,23 +289,6 @@ def outcomes(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
                 yield {"environment": env_id, "what": what} | row
 
 
-def policies(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
-    """A row for each run, likewise."""
-    for run in args.runs:
-        config = run_directory.read_config(run)
-        algorithm = algorithms.load(config["algorithm"])
-        (outcome,) = algorithm.main(algorithm.Args(evaluate=run, eval_episodes=args.episodes))
-        share = outcome.score / 100
-        yield {
-            "environment": EnvSpec(**config["environment"]).short_name,
-            "what": f"{algorithm.ALGORITHM}, data of {config['dataset']['versions']['mujoco']}, "
-            f"seed {config['args']['seed']}: success, %",
-            "number": args.episodes,
-            "mean": outcome.score,
-            "error": 100 * (share * (1 - share) / args.episodes) ** 0.5,
-        }
-
-
 # ---- Several versions ------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +310,7 @@ def steps(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
         np.savez_compressed(sampled, version=mujoco_versions.installed(), **few)
 
 
-MEASUREMENTS = {"steps": steps, "outcomes": outcomes, "policies": policies}
+MEASUREMENTS = {"steps": steps, "outcomes": outcomes}
 
 
 def measure(args: PhysicsArgs) -> None:
@@ -343,25 +324,21 @@ def measure(args: PhysicsArgs) -> None:
 
 def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """A CSV file, numbers with three digits, and none beyond the sixth decimal."""
-    if rows:
-        cells = ([f"{round(x, 6):.3g}" if isinstance(x, float) else x for x in row.values()] for row in rows)
-        basics.write_csv(path, rows[0], cells)
+    cells = ([f"{round(x, 6):.3g}" if isinstance(x, float) else x for x in row.values()] for row in rows)
+    basics.write_csv(path, rows[0], cells)
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none of one that is not there."""
-    if not path.exists():
-        return []
+    """The rows of a CSV file."""
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
 def render(folder: pathlib.Path) -> None:
     """table.md from the CSV files."""
-    each = {name: read(folder / f"{name}.csv") for name in MEASUREMENTS}
-    index, acting = ("environment", "what", "number", "moves"), each["outcomes"] + each["policies"]
-    of_steps = tabulate_versions(each["steps"], index, "{median} / {95 %} / {largest}")
-    of_episodes = tabulate_versions(acting, index[:2], "{mean} ± {error} ({number})")
+    index = ("environment", "what", "number", "moves")
+    of_steps = tabulate_versions(read(folder / "steps.csv"), index, "{median} / {95 %} / {largest}")
+    of_episodes = tabulate_versions(read(folder / "outcomes.csv"), index[:2], "{mean} ± {error} ({number})")
     (folder / "table.md").write_text(f"{of_steps}\n\n{of_episodes}\n")
 
 
