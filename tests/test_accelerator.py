@@ -59,6 +59,7 @@ def test_what_collects_meanwhile_stands_still_while_something_is_timed():
         pass
 
 
+@pytest.mark.slow(3)
 def test_a_real_program_its_facts_and_its_table(args):
     facts = accelerator.Facts(args.out)
     facts(device="a card", platform="cpu", jax="1.2", hidden_sizes=[8])
@@ -104,6 +105,7 @@ def test_out_of_time_it_says_what_was_left_out_and_few_files_remain(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"facts.jsonl", "facts.md"}
 
 
+@pytest.mark.slow(17)
 def test_the_training_stops_in_time_saves_and_exports(tmp_path, pointmaze_file):
     """By SIGTERM, in time to save; the copies of its logs are whole."""
     data = f"--env-id pointmaze-medium --dataset-path {pointmaze_file} --log-interval 100"

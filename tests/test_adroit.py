@@ -119,6 +119,7 @@ def test_damaged_and_foreign_data_in_its_place_is_named(here, tmp_path, monkeypa
         load("door-expert")
 
 
+@pytest.mark.slow(6)
 def test_a_policy_is_trained_on_it(here, tmp_path):
     arguments = ("--env-id", "door-expert", "--data-source", "collect", "--collect-episodes", 2, "--hidden-sizes", 8)
     small = ("--batch-size", 8, "--offline-steps", 100, "--eval-episodes", 1, "--eval-workers", 1)

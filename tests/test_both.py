@@ -67,6 +67,7 @@ def test_arguments_differ_in_the_last_group_alone():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.slow(4)
 def test_chunks_do_not_change_the_result(algorithm):
     args = make_args(algorithm)
     dataset = jax.device_put(random_dataset())
@@ -98,6 +99,7 @@ def test_metrics_of_a_chunk_are_those_of_its_updates(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.slow(5)
 def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
     args = make_args(algorithm)
     dataset = jax.device_put(random_dataset())
@@ -111,18 +113,19 @@ def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.slow(5)
 def test_batches_from_the_host_are_those_that_the_device_draws(algorithm):
     seeds, results = Seeds([3]), []
     for memory in ("device", "host"):
         args = make_args(algorithm, data_memory=memory)
         batches = Batches(args, random_dataset(), seeds, algorithm.keys_of_update, lambda step: step + 4)
         state = init(algorithm, make_args(algorithm), 0)
+        train = jax.jit(functools.partial(algorithm.train_chunk, make_args(algorithm), num_updates=4))
         for step in (0, 4):  # the second chunk does not begin with the first update
             data = batches(step, step + 4)
             if memory == "host":
                 data = jax.tree.map(lambda leaf: leaf[0], data)
                 assert data.rewards.shape == (4, args.batch_size)
-            train = jax.jit(functools.partial(algorithm.train_chunk, make_args(algorithm), num_updates=4))
             state, _ = train(state, data, seeds.keys.train[0])
         batches.close()
         results.append(state)
@@ -167,6 +170,7 @@ def learned_q(args, dataset, num_updates=1500):
     return np.asarray(drol.q_values(state.params.critic, observations, actions).mean(0))
 
 
+@pytest.mark.slow(5)
 def test_q_values_where_they_are_known():
     steps = {
         0: (0.0, 1.0, 1),  # a chain, 0 -> 1 -> 2, complete there, with rewards 0 and 1: Q(1) = 1, Q(0) = discount

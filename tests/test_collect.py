@@ -14,6 +14,7 @@ from common.envs import make_env
 from common.errors import UserError
 
 
+@pytest.mark.slow(10)
 def test_files_are_in_the_official_format(cube_file, pointmaze_file):
     validation = pointmaze_file.with_name(f"{pointmaze_file.stem}-val.npz")
     for path, episodes, widths in (
@@ -37,6 +38,7 @@ def test_files_are_in_the_official_format(cube_file, pointmaze_file):
     assert (record["source"], record["episodes"], record["official_episodes"]) == ("collected", 2, 1000)
 
 
+@pytest.mark.slow(10)
 def test_positions_and_velocities_belong_to_the_state_before_the_step(cube_file):
     with np.load(cube_file) as file:
         observations, qpos, qvel = file["observations"], file["qpos"], file["qvel"]
@@ -44,6 +46,7 @@ def test_positions_and_velocities_belong_to_the_state_before_the_step(cube_file)
     np.testing.assert_allclose(observations[:, 6:12], qvel[:, :6], atol=1e-5)
 
 
+@pytest.mark.slow(10)
 def test_the_oracle_moves_the_cube(cube_file):
     with np.load(cube_file) as file:
         cube = file["qpos"][:, 14:17]
@@ -51,6 +54,7 @@ def test_the_oracle_moves_the_cube(cube_file):
     assert cube[:, 2].max() > 0.08  # lifted
 
 
+@pytest.mark.slow(3)
 def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_collected(tmp_path):
     spec = resolve("pointmaze-medium")
     few, more = (
@@ -74,6 +78,7 @@ def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_co
         ("puzzle-4x4-noisy", 16),
     ],
 )
+@pytest.mark.slow(2)
 def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
     np.random.seed(0)
     episode = collect.manipulation_recipe(resolve(env_id), 120)()
@@ -89,6 +94,7 @@ def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
 
 
 @pytest.mark.parametrize("env_id", ["cube-double", "scene", "puzzle-3x3-noisy"])
+@pytest.mark.slow(2)
 def test_an_episode_does_not_depend_on_the_one_before(env_id, monkeypatch):
     collect_episode = collect.manipulation_recipe(resolve(env_id), 40)
     monkeypatch.setattr(workers, "_collect_episode", collect_episode, raising=False)

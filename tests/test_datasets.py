@@ -38,6 +38,7 @@ def altered(source: pathlib.Path, folder: pathlib.Path, **changes) -> pathlib.Pa
     return path
 
 
+@pytest.mark.slow(10)
 def test_a_real_file_becomes_transitions(cube_file):
     data = datasets.read_ogbench(CUBE, cube_file)
     usual = ogbench.load_dataset(str(cube_file))  # the package's own (s, a, s') layout
@@ -51,6 +52,7 @@ def test_a_real_file_becomes_transitions(cube_file):
     assert data.transitions.dtype == np.int32
 
 
+@pytest.mark.slow(10)
 def test_rewards_count_unmet_goals_and_masks_mark_success(cube_file):
     # Default task of cube-single: the cube at (0.50, 0, 0.02) (OGBench, task 2), within 4 cm.
     with np.load(cube_file) as file:
@@ -95,12 +97,14 @@ def poke(array: np.ndarray, value: float) -> np.ndarray:
         ),
     ],
 )
+@pytest.mark.slow(10)
 def test_unsound_data_is_refused(cube_file, tmp_path, change, message):
     path = altered(cube_file, tmp_path, **change(dict(np.load(cube_file))))
     with pytest.raises(UserError, match=message):
         datasets.read_ogbench(CUBE, path)
 
 
+@pytest.mark.slow(10)
 def test_actions_that_exceed_their_bounds_by_rounding_are_clipped(cube_file, tmp_path):
     actions = np.load(cube_file)["actions"]
     data = datasets.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1 + 1e-6)))
@@ -109,6 +113,7 @@ def test_actions_that_exceed_their_bounds_by_rounding_are_clipped(cube_file, tmp
         datasets.read_ogbench(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1.0002)))
 
 
+@pytest.mark.slow(10)
 def test_rewards_of_ones_own_are_not_used_and_it_is_said(cube_file, tmp_path, capsys):
     path = altered(cube_file, tmp_path, rewards=np.full(2002, 7.0), masks=np.zeros(2002))
     np.testing.assert_array_equal(
@@ -117,6 +122,7 @@ def test_rewards_of_ones_own_are_not_used_and_it_is_said(cube_file, tmp_path, ca
     assert f"note: rewards and masks of {path} are not used" in capsys.readouterr().out
 
 
+@pytest.mark.slow(10)
 def test_no_flipped_bit_of_an_arrays_header_is_read(cube_file, tmp_path):
     path = altered(cube_file, tmp_path)
     content = bytearray(path.read_bytes())
@@ -129,6 +135,7 @@ def test_no_flipped_bit_of_an_arrays_header_is_read(cube_file, tmp_path):
             datasets.read_ogbench(CUBE, path)
 
 
+@pytest.mark.slow(10)
 def test_damaged_files_are_refused(cube_file, tmp_path):
     whole = cube_file.read_bytes()
     flipped = bytearray(whole)
@@ -244,6 +251,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow(6)
 def test_of_several_processes_one_collects_and_the_others_use_it(tmp_path):
     jobs = [
         subprocess.Popen(

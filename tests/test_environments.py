@@ -143,6 +143,7 @@ def test_it_is_found_out_before_there_is_a_run(odd, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow(4)
 def test_an_environment_that_raises_is_mended_and_the_run_goes_on(odd, tmp_path, capfd):
     """Too late to be found out before: its own lines are shown, and nothing that was learned is lost."""
 
@@ -165,6 +166,7 @@ def test_an_environment_that_raises_is_mended_and_the_run_goes_on(odd, tmp_path,
 BOUNDS = (-0.4, 2.0)
 
 
+@pytest.mark.slow(4)
 def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_they_are(odd, tmp_path, capsys):
     """Data, evaluation, a loaded policy and an exported one."""
     odd(bounds=BOUNDS)
@@ -208,6 +210,7 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
         datasets.read_transitions(resolve(NAME), args.dataset_path)
 
 
+@pytest.mark.slow(4)
 def test_data_behind_links_that_are_renewed_is_found_where_it_was_given(odd, tmp_path, monkeypatch):
     """A file's and a folder's; its SHA-256 decides."""
     odd()
@@ -244,6 +247,7 @@ def test_environments_of_gymnasium_itself_go_with_a_file(tmp_path, capsys):
         datasets.load(resolve("Pusher-v5"), dataset_path=None, **where)
 
 
+@pytest.mark.slow(3)
 def test_fine_tuning_stores_rescaled_actions(odd, tmp_path):
     odd(bounds=(0, 10))
     args = small(tmp_path, bounds=(0, 10), online_steps=5)

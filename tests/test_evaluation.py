@@ -68,6 +68,7 @@ def test_success_is_in_percent_and_return_counts_steps():
     assert lost == {"evaluation/success": 0, "evaluation/return": -1000, "evaluation/length": 1000}
 
 
+@pytest.mark.slow(7)
 def test_results_do_not_depend_on_how_episodes_are_spread():
     """Over workers and lanes, and next to other seeds: with lanes that end early, and some that have nothing to do."""
 

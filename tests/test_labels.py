@@ -118,6 +118,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow(4)
 def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
     """One that all scripts have, and one of a script."""
     copy = copy_repository(tmp_path / "repository")
@@ -266,6 +267,7 @@ def gone_on(copy, pointmaze_file) -> pathlib.Path:
     edit(copy / "drol.py", NEW_METRIC, METRIC)
 
 
+@pytest.mark.slow(16)
 def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     first, second = read_config(gone_on)["code"]
     assert (first["step"], second["step"]) == (0, 30)
@@ -276,6 +278,7 @@ def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     assert comparison.algorithms == [f"DROL(16), modified, batch_size 16, {went_on}"]
 
 
+@pytest.mark.slow(16)
 def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, copy):
     header, first, second = (line.split(",") for line in (gone_on / "train.csv").read_text().splitlines())
     assert len(header) == len(first) == len(second) and header[-1] == "actor/one"

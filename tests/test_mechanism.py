@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import REPOSITORY
 from toys import init, largest, make_args, random_dataset
 
@@ -38,6 +39,7 @@ def test_a_handoff_is_a_change_of_the_nearest_candidate():
     assert 0.2 < measured["handed_off"].mean() < 0.8
 
 
+@pytest.mark.slow(7)
 def test_watching_changes_no_update_and_sees_the_same_latents_on_both_sides():
     args = make_args(drol, num_candidates=4)
     data, key, state = jax.device_put(random_dataset()), jax.random.key(3), init(drol, args, 0)
@@ -72,6 +74,7 @@ def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in
     np.testing.assert_allclose(step(in_the_same_cells, latents)[1], after, atol=1e-6)
 
 
+@pytest.mark.slow(15)
 def test_from_data_to_figure(pointmaze_file, tmp_path, capsys):
     small = {
         "num_candidates": 8,

@@ -349,6 +349,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("package", ["minari", "h5py", "gymnasium_robotics"])
+@pytest.mark.slow(2)
 def test_a_missing_package_is_one_line(tmp_path, package):
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
     result = run_script("--env-id", "pen-human", "--run-dir", tmp_path / "run", variables={"PYTHONPATH": str(tmp_path)})
@@ -358,6 +359,7 @@ def test_a_missing_package_is_one_line(tmp_path, package):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow(14)
 def test_training_and_evaluation_and_resumption(tmp_path):
     """On an environment whose returns, and lengths, differ from policy to policy."""
     path, film = tmp_path / "run", tmp_path / "film.gif"
@@ -379,6 +381,7 @@ def test_training_and_evaluation_and_resumption(tmp_path):
         assert filmed == []
 
 
+@pytest.mark.slow(8)
 def test_fql_trains_on_antmaze(tmp_path):
     row = train("antmaze-umaze-diverse", tmp_path / "run", episodes=2, workers=2, script="fql.py")
     assert row["evaluation/length"] == 60
@@ -460,6 +463,7 @@ def test_an_environment_without_a_time_limit_takes_that_of_the_data_or_is_refuse
     assert (steps.index(True), sum(steps)) == (149, 1)
 
 
+@pytest.mark.slow(10)
 def test_a_way_of_rendering_that_is_not_there_is_one_line(tmp_path, cube_file):
     result = run_script("--dataset-path", cube_file, "--env-id", "cube-single", variables={"MUJOCO_GL": "nonsense"})
     assert result.returncode == 2

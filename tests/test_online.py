@@ -73,6 +73,7 @@ def test_batches_come_from_the_data_set_and_from_what_is_in_the_ring(balanced):
     )
 
 
+@pytest.mark.slow(4)
 def test_an_online_update_learns_from_the_transition_it_has_just_seen():
     """Without any other: the data set's share is drawn from rows that are not its transitions' own."""
     dataset = random_dataset()
@@ -105,6 +106,7 @@ def achieve(env) -> None:
 @pytest.mark.parametrize(
     "env_id", ["cube-single", "cube-double", "scene", "puzzle-3x3", "pointmaze-medium", "antmaze-medium"]
 )
+@pytest.mark.slow(4)
 def test_rewards_and_masks_are_those_that_the_relabelling_gives_the_same_states(env_id):
     from ogbench.relabel_utils import relabel_dataset
 
@@ -173,6 +175,7 @@ SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--ev
 ONLINE = ("--env-id", "pointmaze-medium", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
 
+@pytest.mark.slow(20)
 def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze_file, tmp_path, refusal):
     path = tmp_path / "run"
     process = subprocess.Popen(
@@ -207,6 +210,7 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
     assert "--evaluate takes no --tau" in refusal("--evaluate", path, "--tau", 0.5)
 
 
+@pytest.mark.slow(20)
 def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path):
     """Three seeds on two devices, with an empty place. Rows do not mix offline and online updates."""
     settings = ("--env-id", "pointmaze-medium", *SMALL, "--dataset-path", pointmaze_file)

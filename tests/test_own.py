@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, RUNS_LONG, run_script
 from toys import completed
 
 import drol
@@ -36,34 +36,45 @@ REACH = "reach:Reach-v0"
 
 
 @pytest.fixture(scope="module")
-def reach(once) -> pathlib.Path:
-    """A folder in which the recipes have been carried out: reach.npz, minari/, and runs/ of both."""
+def recipes(once) -> pathlib.Path:
+    """A folder with the programs of the recipes."""
 
     def make(folder: pathlib.Path) -> None:
         folder.mkdir()
         for name, program in PROGRAMS.items():
             (folder / name).write_text(program)
-        variables = {"PYTHONPATH": str(folder), "MINARI_DATASETS_PATH": str(folder / "minari")}
+
+    return once("recipes", make)
+
+
+@pytest.fixture(scope="module")
+def reach(recipes, once) -> pathlib.Path:
+    """The same folder, once the recipes have been carried out: reach.npz, minari/, and runs/ of both."""
+
+    def make(_: pathlib.Path) -> None:
+        variables = {"PYTHONPATH": str(recipes), "MINARI_DATASETS_PATH": str(recipes / "minari")}
+        variables["XLA_FLAGS"] = os.environ["XLA_FLAGS"] + RUNS_LONG
         for line in (line for line in COMMANDS if "reach" in line or "record" in line):
             words = shlex.split(line)
             assert words[0] == "python"
             script = words[1] if words[1] in PROGRAMS else str(REPOSITORY / words[1])
             result = subprocess.run(
                 [sys.executable, script, *words[2:]],
-                cwd=folder,
+                cwd=recipes,
                 capture_output=True,
                 text=True,
                 env=os.environ | variables,
             )
             assert result.returncode == 0, result.stdout + result.stderr
 
-    return once("reach", make)
+    once("reach", make)
+    return recipes
 
 
 @pytest.fixture(autouse=True)
-def importable(reach, monkeypatch):
-    monkeypatch.syspath_prepend(str(reach))
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(reach / "minari"))
+def importable(recipes, monkeypatch):
+    monkeypatch.syspath_prepend(str(recipes))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(recipes / "minari"))
 
 
 def run_of(reach: pathlib.Path, name: str) -> pathlib.Path:
@@ -71,6 +82,7 @@ def run_of(reach: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
+@pytest.mark.slow(25)
 def test_the_recipes_train_a_policy_that_reaches(reach):
     for name in ("reach-Reach-v0", "reach-scripted-v0"):
         rows = read_table(run_of(reach, name) / "eval.csv")
@@ -78,6 +90,7 @@ def test_the_recipes_train_a_policy_that_reaches(reach):
         assert rows[-1]["evaluation/success"] > 80
 
 
+@pytest.mark.slow(25)
 def test_the_same_transitions_come_from_both_kinds_of_files(reach):
     """Those of the environment itself, too: the recipes record the same episodes."""
     npz = datasets.read_transitions(resolve(REACH), reach / "reach.npz")
@@ -204,6 +217,7 @@ def test_an_environment_without_a_time_limit_is_refused():
         make_own_env("reach:Endless-v0")
 
 
+@pytest.mark.slow(10)
 def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
     with np.load(cube_file) as file:
         arrays = dict(file)
@@ -222,6 +236,7 @@ def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
         datasets.read_ogbench(spec, cube_file, own_rewards=True)
 
 
+@pytest.mark.slow(10)
 def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_path, cube_file, capsys):
     with np.load(cube_file) as file:
         arrays = dict(file)
@@ -236,6 +251,7 @@ def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_
 # A trained policy in a program of one's own
 
 
+@pytest.mark.slow(25)
 def test_the_lines_of_the_main_page_act(reach, tmp_path, monkeypatch):
     (lines,) = re.findall(r"```python\n(.*?load_policy.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     names: dict = {}
@@ -257,6 +273,7 @@ def saved_run(
 
 
 @pytest.mark.parametrize("which", ["own", "cube-single", "pen"])
+@pytest.mark.slow(25)
 def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_path, monkeypatch):
     """Same keys, same actions: an episode gone through by hand has the return that the evaluation counts."""
     if which == "own":
@@ -298,6 +315,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     evaluator.close()
 
 
+@pytest.mark.slow(25)
 def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, monkeypatch):
     monkeypatch.setattr(policy, "make_evaluation_env", None)
     loaded = load_policy(str(run_of(reach, "reach-Reach-v0")))
@@ -309,6 +327,7 @@ def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, mon
     np.testing.assert_allclose(loaded(observations, jax.random.split(key, 3)), batch, atol=1e-6)
 
 
+@pytest.mark.slow(25)
 def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
     path = run_of(reach, "reach-Reach-v0")
     result = run_script(
@@ -324,6 +343,7 @@ def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
     assert set(re.findall(r"^(?:import|from) (\S+)", source, re.MULTILINE)) == {"collections.abc", "numpy"}
 
 
+@pytest.mark.slow(25)
 def test_what_only_acts_takes_no_accelerator(reach, tmp_path):
     """Here one that is asked for and missing would be an error. In a program of one's own it is asked for little."""
     path, only_cuda = run_of(reach, "reach-Reach-v0"), {"PYTHONPATH": str(reach), "JAX_PLATFORMS": "cuda"}
@@ -375,6 +395,7 @@ print([(str(run.path), run.step, run.score is not None) for run in outcomes])
 """
 
 
+@pytest.mark.slow(7)
 def test_a_cell_of_a_notebook_trains(reach, tmp_path, monkeypatch):
     """In a real kernel, whose main thread runs an event loop."""
     import nbclient

@@ -92,6 +92,7 @@ def test_an_environment_of_ones_own_is_none_of_them_whatever_its_name():
     assert mujoco_versions.changes(resolve("door-expert"), "4.0.0") != []
 
 
+@pytest.mark.slow(10)
 def test_a_run_of_another_physics_says_so_and_goes_on_in_its_own_alone(cube_file, tmp_path, monkeypatch, capsys):
     def begin(**arguments) -> str:
         Runs.begin(drol.Args(**arguments), "drol", drol.published_settings)[2].close()

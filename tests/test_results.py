@@ -112,6 +112,7 @@ def test_a_default_task_is_known_under_both_names(tmp_path):
 
 
 @pytest.mark.parametrize("env_id", ["cube-single", "scene", "puzzle-3x3", "puzzle-4x6", "pointmaze-medium"])
+@pytest.mark.slow(2)
 def test_default_tasks_are_ogbenchs(env_id):
     spec = resolve(env_id)
     env = envs.make_env(spec.gym_id)
@@ -292,6 +293,7 @@ def test_names_are_shown_as_they_are_in_figures_and_tables(tmp_path, capsys):
         assert note in err
 
 
+@pytest.mark.slow(3)
 def test_output_need_not_be_utf_8(tmp_path):
     """What it lacks is written by its code; files are UTF-8 whatever it is."""
     run, variables = write_run(tmp_path / "läuft"), {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -303,6 +305,7 @@ def test_output_need_not_be_utf_8(tmp_path):
     assert "50.0 ± -" in (tmp_path / "table.md").read_text("utf-8")
 
 
+@pytest.mark.slow(2)
 def test_nothing_to_show_is_one_line(tmp_path):
     result = run_script(tmp_path, script="results/plot.py")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
@@ -491,6 +494,7 @@ def test_candidates_are_compared_at_equal_settings(tmp_path):
 # What is committed
 
 
+@pytest.mark.slow(26)
 def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp_path):
     listed = subprocess.run(["git", "ls-files", "results"], cwd=REPOSITORY, capture_output=True, text=True)
     if listed.returncode != 0:

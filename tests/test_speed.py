@@ -22,6 +22,7 @@ import speed
 @pytest.mark.parametrize(
     ("algorithm", "settings"), [(drol, {"num_candidates": 4, "bc_coef": 3.0}), (fql, {"alpha": 3.0})]
 )
+@pytest.mark.slow(4)
 def test_the_reference_formulation_is_the_same_update(algorithm, settings):
     args = make_args(algorithm, **settings)
     state, batch, noise = make_inputs(algorithm, args)

@@ -90,6 +90,7 @@ def test_the_grid_of_the_paper_has_its_published_settings():
     assert seen == expected
 
 
+@pytest.mark.slow(2)
 def test_a_dry_run_of_the_paper_takes_less_than_five_seconds_and_writes_nothing(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = ("--tasks", "paper", "--seeds", 8, "--dry-run", "--folder", tmp_path / "sweep")
@@ -388,6 +389,7 @@ def check_complete(folder: pathlib.Path) -> None:
             assert steps == [UPDATES]
 
 
+@pytest.mark.slow(38)
 def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, pointmaze_file, capsys):
     check_complete(swept_here)
     sweep.main(toy(swept_here, pointmaze_file.parent))
@@ -407,6 +409,7 @@ def failing(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str
     return [str(word) for word in (*words, "--folder", folder, "--dataset-path", data)]
 
 
+@pytest.mark.slow(2)
 def test_a_job_without_data_is_named_with_its_last_line(tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
     with pytest.raises(UserError, match="1 of 1 jobs failed; --status names them"):
@@ -456,6 +459,7 @@ def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsew
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
+@pytest.mark.slow(60)
 def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     slurm, pointmaze_file, tmp_path, capsys, request
 ):
@@ -518,6 +522,7 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     assert capsys.readouterr().out.endswith("nothing to start\n")
 
 
+@pytest.mark.slow(59)
 def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
     sweep.main(failing(folder, missing, "--attempts", 2, "--on", "slurm"))

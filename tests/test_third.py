@@ -105,11 +105,13 @@ def test_a_third_algorithm_is_short():
     assert sum(bool(line.strip()) for line in equal) <= 300
 
 
+@pytest.mark.slow(8)
 def test_the_shared_tests_take_it(copy):
     tests = ("letter and bc or initialisation and bc", "tests/test_both.py")
     assert run(copy, "-q", "-n", 0, "-k", *tests, module="pytest").startswith("..  ")
 
 
+@pytest.mark.slow(14)
 def test_it_goes_on_and_is_evaluated(copy, finished):
     logs = {name: (finished / name).read_bytes() for name in ("train.csv", "eval.csv")}
     (finished / "checkpoints" / "step-000000040.npz").unlink()
@@ -118,6 +120,7 @@ def test_it_goes_on_and_is_evaluated(copy, finished):
     assert "after update 40, 1 episode" in run(copy, "--evaluate", finished)
 
 
+@pytest.mark.slow(14)
 def test_it_is_tabulated_and_plotted_under_its_own_name(copy, finished):
     words = "import sys; sys.path.insert(0, 'results'); import pathlib, plot, table; runs = (pathlib.Path('runs/bc'),)"
     program = f"{words}; table.main(table.Args(runs)); plot.main(plot.Args(runs, pathlib.Path('figure')))"
@@ -127,6 +130,7 @@ def test_it_is_tabulated_and_plotted_under_its_own_name(copy, finished):
     assert (copy / "figure.png").stat().st_size > 5000
 
 
+@pytest.mark.slow(20)
 def test_its_speed_is_measured_beside_the_others(copy):
     small = ("--num-candidates", 3, "--num-seeds", 1, "--rounds", 1, "--hidden-sizes", 16, "--updates-only")
     printed = run(copy, *small, "--out", "speed", script="results/speed.py")

@@ -15,6 +15,7 @@ import drol
 import toy
 
 
+@pytest.mark.slow(5)
 def test_as_many_candidates_as_separated_modes_leave_each_its_prototype():
     """Of imitation's minimum: from some draws of four fixed latents the descent ends in a local minimum, above it."""
     modes = len(toy.CENTRES)
