@@ -228,6 +228,7 @@ def test_a_damaged_download_never_takes_the_name_and_collection_follows(servers,
     assert "collecting" not in capfd.readouterr().out
 
 
+@pytest.mark.slow(10)
 def test_a_zip_that_is_not_the_environments_data_never_takes_its_name(
     servers, cube_file, pointmaze_file, tmp_path, capfd
 ):
