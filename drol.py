@@ -6,28 +6,40 @@ Preserve Support, Not Correspondence: Dynamic Routing for Offline Reinforcement 
 arXiv 2604.22229). A one-step actor f(s, z) maps a state and a latent to an action. For each data set action, K latents
 propose candidates, and the one nearest to the action wins: it alone is pulled towards that action, and it alone is
 improved by the critic. The other latents stay free to cover other actions in the data. With K = 1 nothing is routed:
-one random latent is cloned towards the action, whichever it is, and cloning alone takes all of them to the mean action.
+L_bc = E ||clip(f(s, z)) - a||^2 / d of one random latent z, which takes, alone, every f(s, z) to the mean E[a | s].
 
 By default an update costs K + 2 forward passes of the actor (K to route, the winner, the next action) and 1 backward;
-of each of the two critics 2 forward (data, winner) and 2 backward, and 1 forward of its target.
+of each critic 2 forward (data action, winner), 2 backward (one as to the action alone), and 1 forward of its target.
 
 Files, environments, logs, and the rest of `--help` (RunArgs in common/arguments.py) are in common/.
 `diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
 
 Deviations from the reference implementation:
-1. Many updates run in one compiled loop, on batches that are sampled on the device (where the data fits there).
+1. Many updates run in one compiled loop, on batches that were sampled for all of them before, on the device (where the
+   data fits there).
 2. Evaluation starts from fixed seeds, and a fixed assignment spreads its episodes over parallel environments, which run
    beside training.
 3. The winner is chosen in a pass without gradient, and actor and critic run with gradient on the winning latent alone.
    Loss and gradient are the same as if all K candidates carried gradient; the cost is not.
 """
 
-from common.errors import UserError, exit_in_one_line  # isort: skip (before all that takes long to import: Ctrl-C)
-
 import dataclasses
 import functools
 import itertools
 from typing import Annotated, Any, Literal, NamedTuple
+
+from common.arguments import Count, RunArgs, Weight, from_command_line
+from common.env_ids import EnvSpec
+from common.errors import UserError, exit_in_one_line
+from common.evaluation import Evaluations
+from common.exploration import Explorer
+from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_replay
+from common.roles import Needs, Role
+from common.runs import Runs
+from common.scan import scan
+from common.seeds import Seeds
+from common.session import Session
+from common.without_training import without_training
 
 import equinox as eqx
 import jax
@@ -36,23 +48,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 from pydantic import Field
 
-from common import machine
-from common.arguments import Count, RunArgs, Weight, from_command_line, print_config
-from common.env_ids import EnvSpec
-from common.evaluation import Evaluations, Explorer, evaluate_run
-from common.metrics import MetricsRow
-from common.replay import Batch, Batches, Dataset, Replay, add_transition, empty_replay, sample_batch, sample_replay
-from common.roles import Needs, Role
-from common.runs import Outcome, Runs
-from common.seeds import Seeds
-from common.session import Session
-
 ALGORITHM = "drol"
 
 PRNGKey = Key[Array, ""]
 Scalar = Float[Array, ""]
 Metrics = dict[str, Scalar]
-Agg = Literal["mean", "min"]  # over the ensemble
+Agg = Literal["mean", "min"]  # over the ensemble of critics
+NUM_CRITICS = 2
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ class Args(RunArgs):
     """Train offline. An argument left unset takes the value that the paper published for the environment."""
 
     # Training, shared by DROL and FQL
-    offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE] = None
+    offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE, Role.RESUME] = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
     batch_size: Count = 256
     """Transitions a batch, sampled uniformly with replacement."""
@@ -84,7 +86,7 @@ class Args(RunArgs):
     q_coef: Weight = 1.0
     """Weight of improvement."""
     num_candidates: Count | None = None
-    """K, the number of candidates a state; 16, which is DROL(16), if unset."""
+    """K, the number of candidates a state; if unset 16, which is DROL(16), or that of --drol-star."""
     drol_star: bool = False
     """DROL*: the K that the paper tuned for the environment, instead of 16."""
     actor_q_agg: Agg = "min"
@@ -143,7 +145,7 @@ def published_settings(args: Args, spec: EnvSpec) -> tuple[Literal["published", 
     if args.drol_star and star_k is None:
         raise UserError(f"--drol-star: the paper has no tuned K for {spec.family}; give --num-candidates")
     if args.drol_star and args.num_candidates not in (None, star_k):
-        raise UserError("--drol-star and --num-candidates: give one of them")
+        raise UserError(f"--drol-star is K = {star_k} here: leave --num-candidates out")
     settings["num_candidates"] = star_k if args.drol_star else 16
     return "published" if spec.family in PUBLISHED else "default", settings
 
@@ -178,7 +180,7 @@ class MLP(eqx.Module):
         self.norms = [eqx.nn.LayerNorm(size, eps=1e-6) for size in hidden_sizes] if layer_norm else []
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
-        """Apply the network to its inputs, concatenated."""
+        """Apply the network to its inputs, concatenated (x W^T + b: a LayerNorm is one kernel on a GPU then)."""
         x = jnp.concatenate(inputs)
         for index, layer in enumerate(self.layers[:-1]):
             x = jax.nn.gelu(x @ layer.weight.T + layer.bias, approximate=True)
@@ -197,7 +199,7 @@ def _linear(fan_in: int, fan_out: int, *, key: PRNGKey) -> eqx.nn.Linear:
 class Params(eqx.Module):
     """Everything that is optimised."""
 
-    critic: MLP  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, 2
+    critic: MLP  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, .., NUM_CRITICS
     actor: MLP  # f(s, z), not clipped
 
 
@@ -221,20 +223,20 @@ def init_params(args: Args, observation_dim: int, action_dim: int, key: PRNGKey)
 
 
 def init_critic(args: Args, in_size: int, key: PRNGKey) -> MLP:
-    """An ensemble of two."""
+    """The ensemble."""
     init_member = functools.partial(MLP, in_size, 1, args.hidden_sizes, layer_norm=True)
-    return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, 2))
+    return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, NUM_CRITICS))
 
 
 def init_state(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> TrainState:
     """Fresh networks, target equal to critic, zero Adam moments."""
     params = init_params(args, observation_dim, action_dim, key)
-    target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: the state's buffers are donated to each chunk
+    target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: no buffer can be donated to a chunk twice
     return TrainState(params, target_critic, optimizer(args).init(params), jnp.zeros((), jnp.int32))
 
 
 def optimizer(args: Args) -> optax.GradientTransformation:
-    """One Adam over all parameters (betas 0.9 and 0.999, eps 1e-8), its moments in one vector each."""
+    """One Adam over all parameters (betas 0.9 and 0.999, eps 1e-8), in one vector: 18 kernels less on a GPU."""
     return optax.flatten(optax.adam(args.learning_rate))
 
 
@@ -283,40 +285,20 @@ def sample_noise(args: Args, action_dim: int, key: PRNGKey) -> Noise:
 def sample_action(
     args: Args, params: Params, observation: Float[Array, " observation"], key: PRNGKey
 ) -> Float[Array, " action"]:
-    """The policy: one latent, one pass of the actor, clipped."""
+    """The policy: one latent, one pass of the actor, clipped; or, if asked for, the best of several."""
+    if args.inference_num_samples not in (None, 1):
+        return sample_best_action(args, params, observation, key)
     action_dim = params.actor.layers[-1].out_features
-    if args.inference_num_samples in (None, 1):
-        return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
-    latents = sample_latents(key, (args.inference_num_samples, action_dim))  # or, if asked for, the best of several
-    candidates = jnp.clip(jax.vmap(params.actor, in_axes=(None, 0))(observation, latents), -1, 1)
-    if args.inference_density_top_k is not None:
-        candidates = densest(candidates, args.inference_density_top_k)
-    return best_action(params.critic, args.inference_q_agg or "mean", observation, candidates)
+    return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
 
 
 def sample_next_actions(
     args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
 ) -> Float[Array, "batch action"]:
-    """a' of the Bellman target: a fresh sample of the policy."""
-    if args.critic_num_candidates == 1:
-        return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
-    act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))  # or, if asked for, the best of several
-    candidates = jnp.clip(act(batch.next_observations, noise.next_latents), -1, 1)  # [batch, N, action]
-    return jax.vmap(functools.partial(best_action, target_critic, "min"))(batch.next_observations, candidates)
-
-
-def best_action(
-    critic: MLP, q_agg: Agg, observation: Float[Array, " observation"], candidates: Float[Array, "N action"]
-) -> Float[Array, " action"]:
-    """The candidate with the largest agg_i Q_i(s, c)."""
-    observations = jnp.broadcast_to(observation, (len(candidates), len(observation)))
-    return candidates[aggregate(q_values(critic, observations, candidates), q_agg).argmax()]
-
-
-def densest(candidates: Float[Array, "N action"], top_k: int) -> Float[Array, "top_k action"]:
-    """The candidates with the smallest mean squared distance to the others."""
-    distances = ((candidates[:, None] - candidates) ** 2).mean(axis=(1, 2))  # the one to itself, 0, changes no order
-    return candidates[jnp.argsort(distances)[:top_k]]
+    """a' of the Bellman target: a fresh sample of the policy; or, if asked for, the best of several."""
+    if args.critic_num_candidates > 1:
+        return best_next_actions(params, target_critic, batch, noise)
+    return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
 
 
 # ---- Losses ----------------------------------------------------------------------------------------------------------
@@ -325,8 +307,8 @@ def densest(candidates: Float[Array, "N action"], top_k: int) -> Float[Array, "t
 def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
     """bc_coef * L_bc + q_coef * L_q of the winning candidates (arXiv 2604.22229)."""
 
-    # Route: w = argmin_k ||c_k - a||^2 of the candidates c_k = clip(f(s, z_k), -1, 1). Only the winner gets gradient,
-    # so all K are computed without, and the winner once more with it.
+    # Route: w = argmin_k ||c_k - a||^2 of the candidates c_k = clip(f(s, z_k), -1, 1). An argmin has no gradient, and
+    # only the winner gets one: so all K are computed without, and the winner once more with it.
     router = jax.vmap(jax.vmap(jax.lax.stop_gradient(params.actor), in_axes=(None, 0)))
     candidates = jnp.clip(router(batch.observations, noise.latents), -1, 1)  # [batch, K, action]
     distances = ((candidates - batch.actions[:, None]) ** 2).sum(axis=-1)
@@ -351,12 +333,15 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
         "actor/bc_loss": bc_loss,
         "actor/q_loss": q_loss,
         "actor/q_mean": q.mean(),
-        "actor/divergence": candidates.var(axis=1).mean(),  # mean of ||c_k - mean_k c_k||^2 / d over batch and k
+        "actor/divergence": candidates.var(axis=1).mean(),  # of candidates: mean of ||c_k - mean_k c_k||^2 / d
     }
 
 
 def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
-    """Mean of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a'), m = 0 where the task is complete."""
+    """Mean over batch and i of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a').
+
+    m = 0 where the task is complete. Where a trajectory ends otherwise, at a time limit say, y bootstraps: m = 1.
+    """
     next_actions = sample_next_actions(args, params, target_critic, batch, noise)
     next_q = aggregate(q_values(target_critic, batch.next_observations, next_actions), args.q_agg)
     # The target is a constant: the actor must not learn to make it easy to predict.
@@ -372,6 +357,41 @@ def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, no
     }
 
 
+# ---- The best of several actions: off by default ---------------------------------------------------------------------
+
+
+def sample_best_action(
+    args: Args, params: Params, observation: Float[Array, " observation"], key: PRNGKey
+) -> Float[Array, " action"]:
+    """The best of inference_num_samples actions of the policy, or of the densest of them."""
+    latents = sample_latents(key, (args.inference_num_samples, params.actor.layers[-1].out_features))
+    candidates = jnp.clip(jax.vmap(params.actor, in_axes=(None, 0))(observation, latents), -1, 1)
+    if args.inference_density_top_k is not None:
+        candidates = densest(candidates, args.inference_density_top_k)
+    return best_action(params.critic, args.inference_q_agg or "mean", observation, candidates)
+
+
+def best_next_actions(params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> Float[Array, "batch action"]:
+    """a' as the best of N samples of the policy, by the minimum of the target critics."""
+    act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))
+    candidates = jnp.clip(act(batch.next_observations, noise.next_latents), -1, 1)  # [batch, N, action]
+    return jax.vmap(functools.partial(best_action, target_critic, "min"))(batch.next_observations, candidates)
+
+
+def best_action(
+    critic: MLP, q_agg: Agg, observation: Float[Array, " observation"], candidates: Float[Array, "N action"]
+) -> Float[Array, " action"]:
+    """The candidate with the largest agg_i Q_i(s, c)."""
+    observations = jnp.broadcast_to(observation, (len(candidates), len(observation)))
+    return candidates[aggregate(q_values(critic, observations, candidates), q_agg).argmax()]
+
+
+def densest(candidates: Float[Array, "N action"], top_k: int) -> Float[Array, "top_k action"]:
+    """The candidates with the smallest mean squared distance to the others."""
+    distances = ((candidates[:, None] - candidates) ** 2).mean(axis=(1, 2))  # the one to itself, 0, changes no order
+    return candidates[jnp.argsort(distances)[:top_k]]
+
+
 # ---- Update ----------------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +405,7 @@ def update(args: Args, state: TrainState, batch: Batch, noise: Noise) -> tuple[T
         return c_loss + a_loss, c_metrics | a_metrics
 
     grads, metrics = jax.grad(total_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer(args).update(grads, state.opt_state)
+    updates, opt_state = optimizer(args).update(grads, state.opt_state, state.params)
     # The target follows the critic from before this update.
     target_critic = jax.tree.map(
         lambda q, target: args.tau * q + (1 - args.tau) * target, state.params.critic, state.target_critic
@@ -400,23 +420,16 @@ def keys_of_update(key: PRNGKey, step: Int[Array, ""]) -> tuple[PRNGKey, PRNGKey
 
 
 def train_chunk(
-    args: Args, state: TrainState, data: Dataset | Batch, key: PRNGKey, num_updates: int
-) -> tuple[TrainState, dict[str, Float[Array, " num_updates"]]]:
-    """`num_updates` updates in one loop on the device.
+    args: Args, state: TrainState, batches: Batch, key: PRNGKey
+) -> tuple[TrainState, dict[str, Float[Array, " updates"]]]:
+    """An update with each of these batches, in one loop on the device."""
+    _, noise_keys = jax.vmap(functools.partial(keys_of_update, key))(state.step + jnp.arange(len(batches.rewards)))
 
-    `data` is the data set or, where that is too large for the device, the batches of these updates.
-    """
+    def one_update(state: TrainState, inputs: tuple[Batch, PRNGKey]) -> tuple[TrainState, Metrics]:
+        batch, noise_key = inputs
+        return update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
 
-    def one_update(state: TrainState, inputs: tuple[PRNGKey, PRNGKey, Batch | None]) -> tuple[TrainState, MetricsRow]:
-        batch_key, noise_key, batch = inputs
-        if batch is None:
-            batch = sample_batch(data, args.batch_size, batch_key)
-        state, metrics = update(args, state, batch, sample_noise(args, batch.actions.shape[1], noise_key))
-        return state, MetricsRow.of(metrics)
-
-    keys = jax.vmap(functools.partial(keys_of_update, key))(state.step + jnp.arange(num_updates))
-    state, rows = jax.lax.scan(one_update, state, (*keys, data if isinstance(data, Batch) else None))
-    return state, rows.columns()
+    return scan(one_update, state, (batches, noise_keys))
 
 
 def online_update(
@@ -433,52 +446,43 @@ def online_update(
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
 
-def main(args: Args) -> list[Outcome] | None:
+def main(args: Args) -> list | None:
     """Load, initialise, then chunk by chunk: update, log, save, evaluate. Only here is there more than one seed."""
-    if args.print_config:
-        return print_config(args, published_settings)
-    if args.evaluate is not None:
-        return evaluate_run(args, ALGORITHM, init_state, sample_action)  # no training
+    if args.print_config or args.evaluate is not None:  # settings as JSON; a saved policy evaluated, and filmed
+        return without_training(args, ALGORITHM, published_settings, init_state, sample_action)
 
     # Arguments: given, else published, else default; or those of the runs that --resume names.
-    args, dataset, runs = Runs.begin(args, ALGORITHM, published_settings)
-    seeds = Seeds(runs.seeds)  # every array below has a leading axis of seeds, spread over the devices
+    begin = Runs.reopen if args.resume else Runs.start
+    runs = begin(args, ALGORITHM, published_settings)
+    dataset = runs.load_dataset()
+    args, seeds = runs.args, Seeds(runs.seeds)  # every array below has a leading axis of seeds, spread over the devices
     states = seeds.initialise(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))
     replays = seeds.initialise(lambda key: empty_replay(args, dataset))
     states, replays = runs.restore(seeds, states, replays)  # where they stand, if they are resumed
+    train = seeds.vmap(functools.partial(train_chunk, args), donate=[0])
+    fine_tune = seeds.vmap(functools.partial(online_update, args), shared=[2], donate=[0, 1])
 
-    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0, compiler_options=machine.quick_to_run())
-    def train(states: Any, data: Any, keys: Any, num_updates: int) -> Any:
-        chunk = functools.partial(train_chunk, args, num_updates=num_updates)
-        shared = isinstance(data, Dataset)  # by all seeds; batches are each seed's own
-        return jax.vmap(chunk, in_axes=(0, None if shared else 0, 0))(states, data, keys)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=machine.quick_to_run())
-    def fine_tune(states: Any, replays: Any, dataset: Any, keys: Any, transitions: Any) -> Any:
-        learn = jax.vmap(functools.partial(online_update, args), in_axes=(0, 0, None, 0, 0))
-        return learn(states, replays, dataset, keys, transitions)
-
-    with Session(args, runs, seeds) as session:  # progress, Ctrl-C, the end of what works in the background
-        data = session.closing(Batches(args, dataset, seeds, keys_of_update, session.end_of_chunk))
+    with Session(runs, seeds) as session:  # progress, Ctrl-C, the end of what works in the background
+        batches = session.closing(Batches(args, dataset, seeds, keys_of_update, session.end_of_chunk))
         act = functools.partial(sample_action, args)
         evaluations, explorer = session.closing(Evaluations(session, act)), session.closing(Explorer(session, act))
         evaluations.make_up_for_missed()
 
-        for step, end in session.chunks():  # to the last update, or to the first Ctrl-C
+        for step, end in session.chunks():  # to the last update, or to the first Ctrl-C; online of one update each
             if step < args.offline_steps:
-                states, metrics = train(states, data(step, end), seeds.keys.train, end - step)
+                states, metrics = train(states, batches(step, end), seeds.keys.train)
             else:  # fine-tuning online: a step in the environment, and one update
                 transitions = explorer.step(step, states.params)
-                states, replays, metrics = fine_tune(states, replays, data.dataset, seeds.keys.train, transitions)
-            session.log(end, metrics, explorer)
-            if session.save_is_due(end):  # each --save-minutes, and wherever an evaluation is due
+                states, replays, metrics = fine_tune(states, replays, batches.dataset, seeds.keys.train, transitions)
+            session.log(end, metrics, explorer)  # a row of train.csv holds means over --log-interval updates
+            if runs.save_is_due(end):  # each --save-minutes, and wherever an evaluation is due
                 runs.save(end, states, replays)
-            if session.evaluation_is_due(end):  # each --eval-interval, and at the end
-                evaluations.begin(end, states.params)  # waits for the one before, then runs beside training
+            if runs.evaluation_is_due(end):  # each --eval-interval, and at the end
+                evaluations.begin(end, states.params)  # waits for the one before, then runs beside training, on a copy
             evaluations.log_finished()
         runs.save(session.step, states, replays)
         evaluations.log_finished(wait=True)
-    return runs.outcome(session.step, session.total)
+    return runs.outcomes(session.step)
 
 
 if __name__ == "__main__":

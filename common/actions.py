@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from common.errors import UserError
+
 import gymnasium
 import numpy as np
 
-from common.errors import UserError
-
+ACTION_BOUND = 1 - 1e-5  # actions to learn from are clipped to +-ACTION_BOUND, as in the reference implementations
 ROUNDING = 1e-4  # how far beyond 1 actions may lie: a sum in float32, not another unit
 Bounds = list[list[float]]  # low and high, a number for each dimension
 

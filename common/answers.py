@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from common.errors import UserError
+from common.minari_envs import flatten_observation
+
 import gymnasium
 import numpy as np
-
-from common.errors import UserError
-from common.minari_data import flatten_observation
 
 LIBRARY = pathlib.Path(gymnasium.__file__).parent  # whose lines nobody has to mend
 
@@ -57,7 +57,7 @@ class Answers:
     def observation(self, call: str, answer: Any) -> np.ndarray:
         """Flat, float32 and finite."""
         vector = None
-        with contextlib.suppress(TypeError, ValueError, KeyError, RuntimeError), np.errstate(over="ignore"):
+        with contextlib.suppress(TypeError, ValueError, KeyError, RuntimeError):
             vector = flatten_observation(answer)
         # [1, o] and [o, 1] have one meaning, too.
         if vector is None or vector.size != self._size or max(vector.shape, default=1) != self._size:

@@ -10,19 +10,19 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import Field
-
 from common import command_line, machine
 from common.env_ids import EnvSpec, resolve
 from common.errors import UserError
 from common.roles import Needs, Role, said, with_role
 
+import pydantic
+from pydantic import Field
+
 # Ranges stand beside the type, and are checked whoever makes the arguments.
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DataSource = Literal["auto", "download", "collect"]
-EVAL_EPISODES = 50
+UNSET = {"eval_interval": 100_000, "eval_episodes": 50, "save_minutes": 5.0}  # what is taken for None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,13 @@ class RunArgs:
     """Folder for logs and checkpoints (with several seeds: of the folders seed0, seed1, ..); under runs/ if unset."""
     resume: Annotated[tuple[pathlib.Path, ...], Role.RUN] = ()
     """Go on with the run in this folder, to the same bits as if it had never stopped, or with several runs that
-    differ in the seed alone. Takes no other argument, but for where the data is now."""
+    differ in the seed alone; with more --offline-steps or --online-steps further; in another --run-dir with a copy."""
     evaluate: Annotated[pathlib.Path | None, Role.RUN, Role.EVALUATE] = None
     """Evaluate what the run in this folder has learned, without training. Takes evaluation arguments alone."""
     video: Annotated[pathlib.Path | None, Role.RUN, Role.EVALUATE] = None
     """With --evaluate: write the first episodes to this file (.mp4, .gif)."""
+    video_episodes: Annotated[Count | None, Role.RUN, Role.EVALUATE, Needs("video")] = None
+    """Episodes to film; three if unset, and no more than are evaluated."""
     print_config: Annotated[bool, Role.RUN] = False
     """Print the resolved settings as JSON and exit, without touching any data."""
 
@@ -59,29 +61,29 @@ class RunArgs:
     """OGBench: take the file's own rewards and masks, instead of computing those of the task."""
     collect_episodes: Annotated[Count | None, Role.DATA] = None
     """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
-    collect_workers: Annotated[Count | None, Role.DATA, Role.HOW] = None
+    collect_workers: Annotated[Count | None, Role.DATA, Role.HOW, Role.RESUME] = None
     """Worker processes for collection; one for each CPU core if unset."""
-    data_memory: Annotated[Literal["auto", "device", "host"], Role.HOW] = "auto"
+    data_memory: Annotated[Literal["auto", "device", "host"], Role.HOW, Role.RESUME] = "auto"
     """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
 
     # Evaluation, logs and checkpoints
-    eval_interval: Annotated[Count, Role.JUDGING] = 100_000
-    """Updates between evaluations; the last update is always evaluated."""
-    eval_episodes: Annotated[Count | None, Role.JUDGING, Role.EVALUATE] = None
+    eval_interval: Annotated[Count | None, Role.JUDGING, Role.RESUME] = None
+    """Updates between evaluations, 100,000 if unset; the last update is always evaluated."""
+    eval_episodes: Annotated[Count | None, Role.JUDGING, Role.EVALUATE, Role.RESUME] = None
     """Episodes an evaluation: 50; of --evaluate, as many as the run's."""
-    eval_workers: Annotated[Count | None, Role.HOW, Role.EVALUATE] = None
+    eval_workers: Annotated[Count | None, Role.HOW, Role.EVALUATE, Role.RESUME] = None
     """Processes for evaluation, which goes on beside training; one for each CPU core if unset."""
     log_interval: Annotated[int, Field(ge=1, le=10**6), Role.HOW] = 1_000
     """Updates between rows of train.csv; a row holds means over the interval."""
-    save_minutes: Annotated[Weight, Role.HOW] = 5.0
-    """Wall-clock minutes between checkpoints. A run that is stopped politely, or ends, saves anyway."""
-    track: Annotated[bool, Role.HOW] = False
+    save_minutes: Annotated[Weight | None, Role.HOW, Role.RESUME] = None
+    """Wall-clock minutes between checkpoints, 5 if unset. A run that is stopped politely, or ends, saves anyway."""
+    track: Annotated[bool, Role.HOW, Role.RESUME] = False
     """Send logs to Weights & Biases as well."""
-    wandb_project: Annotated[str, Role.HOW, Needs("track")] = "one-step-offline-rl"
+    wandb_project: Annotated[str, Role.HOW, Role.RESUME, Needs("track")] = "one-step-offline-rl"
     """Weights & Biases project."""
 
     # Fine-tuning online
-    online_steps: Annotated[int, Field(ge=0, lt=10**9), Role.SIZE] = 0
+    online_steps: Annotated[int, Field(ge=0, lt=10**9), Role.SIZE, Role.RESUME] = 0
     """Fine-tuning after the offline updates: steps in the environment, with one update each."""
     buffer_size: Annotated[Count, Needs("online_steps")] = 2_000_000
     """Transitions in the replay buffer: the data set, and what is collected online, the oldest overwritten."""
@@ -163,9 +165,9 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
     if args.own_rewards and args.online_steps > 0:
         raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
     origin, settings = published_settings(args, spec)
-    unset = {name: value for name, value in settings.items() if getattr(args, name) is None}
+    unset = {name: value for name, value in (UNSET | settings).items() if getattr(args, name) is None}
     origins = {name: origin if name in unset else "given" for name in settings}
-    return dataclasses.replace(args, eval_episodes=args.eval_episodes or EVAL_EPISODES, **unset), origins
+    return dataclasses.replace(args, **unset), origins
 
 
 def print_config(args: RunArgs, published_settings: Published) -> None:
@@ -187,19 +189,42 @@ def given(args: RunArgs) -> dict[str, Any]:
 def check_needs(args: RunArgs) -> None:
     """Raises `UserError` if an argument that is given does nothing, for want of another."""
     for name, needs in said(type(args)):
-        if isinstance(needs, Needs) and name in given(args) and (getattr(args, needs.name) or 0) < needs.at_least:
+        if isinstance(needs, Needs) and name in given(args) and not needs.are_met(getattr(args, needs.name)):
             least = f" of at least {needs.at_least}" if needs.at_least > 1 else ""
             raise UserError(f"{flag(name)} does nothing without {flag(needs.name)}{least}")
 
 
 def check_alone(args: RunArgs) -> None:
     """Raises `UserError` if --resume, --evaluate or --video has company that it does not take."""
-    if args.resume and not given(args).keys() <= with_role(type(args), Role.PLACE) | {"resume"}:
-        raise UserError("--resume takes all other settings from the run; give no other argument")
+    with_resume = with_role(type(args), Role.PLACE, Role.RESUME) | {"resume", "run_dir"}
+    if args.resume and (refused := sorted(given(args).keys() - with_resume)):
+        raise UserError(f"--resume takes no {flag(refused[0])}: the run has it already, and keeps it")
     if args.video is not None and (args.evaluate is None or args.video.suffix not in (".mp4", ".gif")):
         raise UserError(f"--video {args.video}: belongs to --evaluate, and to a name that ends in .mp4 or .gif")
     if args.video is not None and not args.video.parent.is_dir():
         raise UserError(f"--video {args.video}: there is no folder {args.video.parent}")
+
+
+def for_resuming(trained: Args, asked: Args, step: int) -> Args:
+    """The arguments of a run that is to go on, with what was given beside --resume instead.
+
+    Args:
+        trained: those of the run.
+        asked: as given.
+        step: updates so far.
+
+    Raises:
+        UserError: a part of the training would become shorter, or longer when the next has begun.
+    """
+    may_change = with_role(type(asked), Role.RESUME)
+    args = dataclasses.replace(trained, **{n: value for n, value in given(asked).items() if n in may_change})
+    for name in ("offline_steps", "online_steps"):
+        if (now := getattr(args, name)) < (before := getattr(trained, name)):
+            raise UserError(f"{flag(name)} {now}: the run has {before:,}, and can be trained longer, not shorter")
+    if args.offline_steps > trained.offline_steps and step > trained.offline_steps:
+        begun = f"fine-tuning online has begun after {trained.offline_steps:,}"
+        raise UserError(f"--offline-steps {args.offline_steps}: {begun}; --online-steps can be more")
+    return args
 
 
 def for_evaluation(trained: Args, asked: Args) -> Args:

@@ -6,9 +6,9 @@ import pathlib
 import platform
 import tempfile
 
-import jax
-
 from common.errors import UserError, expanded
+
+import jax
 
 MIN_COMPILE_S = 0.1  # what takes longer is kept
 MOST_KEPT = 2000  # programs, of about 0.3 MB
@@ -29,7 +29,7 @@ def keep() -> None:
         folder = caches / "one-step-rl" / f"compiled-{processor()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write there can make this process do things
         tempfile.TemporaryFile(dir=folder).close()
-        _forget_oldest(folder)
+        forget_oldest(folder)
     except (OSError, UserError):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -46,8 +46,8 @@ def processor() -> str:
     return hashlib.sha256("\n".join([platform.machine(), *make]).encode()).hexdigest()[:8]
 
 
-def _forget_oldest(folder: pathlib.Path) -> None:
-    """Half of them, when there are too many."""
+def forget_oldest(folder: pathlib.Path) -> None:
+    """Half of the programs in a folder, when there are too many."""
     programs = list(folder.glob("*-cache"))
     if len(programs) > MOST_KEPT:
         for program in sorted(programs, key=lambda file: file.stat().st_mtime)[: len(programs) // 2]:

@@ -143,12 +143,20 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
         return EnvSpec("d4rl", env_id, env_id, env_id)
     if env_id in (known_to_gymnasium := gymnasium_ids()):
         return EnvSpec("gymnasium", env_id, env_id, env_id)
+    raise UserError(f"--env-id {env_id}: {_why_unknown(env_id, known_names() + known_to_gymnasium)}")
+
+
+def _why_unknown(env_id: str, names: list[str]) -> str:
+    """What to say of a name that nothing has."""
     if match := re.fullmatch(r"(hopper|halfcheetah|walker2d|ant)-([a-z-]+)(-v\d+)?", env_id):
         nearest = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
-        raise UserError(f"--env-id {env_id}: D4RL's data is not in Minari; the nearest there is another: {nearest}")
-    names = known_names() + known_to_gymnasium
+        return f"D4RL's data is not in Minari; the nearest there is another: {nearest}"
+    if match := re.fullmatch(r"(visual|powderworld)-(.+)", env_id):
+        return "pixel observations are not supported" + (
+            f"; its task from states is {match[2]}" if match[1] == "visual" else ""
+        )
     nearest = difflib.get_close_matches(env_id, names, n=4, cutoff=0.5) or ["cube-double", "pen-human"]
-    raise UserError(f"--env-id {env_id}: no such environment; the nearest known names are {', '.join(nearest)}")
+    return f"no such environment; the nearest known names are {', '.join(nearest)}"
 
 
 def gymnasium_ids() -> list[str]:

@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+import common
+
 OUT_OF_MEMORY = "out of memory; smaller --batch-size, --hidden-sizes or --log-interval need less"
 
 
@@ -35,7 +37,7 @@ def exit_in_one_line(program: Callable[[], object]) -> None:
         sys.exit(_report("standard output or standard error is closed; send it to /dev/null instead", 2))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # of characters that a terminal, or a name that is no text, lacks
-    if signal.getsignal(signal.SIGINT) is _interrupted:
+    if signal.getsignal(signal.SIGINT) is common.interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         program()
@@ -54,18 +56,6 @@ def exit_in_one_line(program: Callable[[], object]) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(_report(OUT_OF_MEMORY, 2))
-
-
-def _interrupted(*_: object) -> None:
-    os.write(2, b"error: interrupted\n")
-    os._exit(130)
-
-
-# A script at the top level imports this module first. Ctrl-C while it imports the others, which takes seconds, is one
-# line and nothing else: some of them swallow a KeyboardInterrupt, or turn it into an ImportError.
-_script = getattr(sys.modules["__main__"], "__file__", None)  # none in a notebook, where Ctrl-C is the notebook's
-if _script is not None and pathlib.Path(_script).resolve().parent == pathlib.Path(__file__).resolve().parents[1]:
-    signal.signal(signal.SIGINT, _interrupted)
 
 
 def _report(message: str, status: int) -> int:

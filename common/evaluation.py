@@ -1,16 +1,23 @@
-"""Policies in the real environments: evaluated beside training or alone, filmed, and exploring."""
+"""Policies are evaluated: the same episodes every time, in parallel environments, beside training or alone."""
 
 import concurrent.futures
-import contextlib
 import functools
 import math
-import os
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from common import machine, minari_envs
+from common.env_ids import EnvSpec
+from common.envs import make_evaluation_lanes
+from common.errors import UserError
+from common.processes import available_cores, check_locks
+from common.runs import Runs
+from common.seeds import keys_of_runs
+from common.session import Session
+from common.signals import starting_workers
 
 import gymnasium
 import jax
@@ -18,21 +25,6 @@ import numpy as np
 import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from jaxtyping import Array, Float, Int, Key
-
-from common import compiled, machine, minari_data, mujoco_versions
-from common.arguments import RunArgs, check_alone, for_evaluation
-from common.env_ids import EnvSpec
-from common.envs import ExplorationEnvs, make_evaluation_lanes, make_film_env
-from common.errors import UserError
-from common.files import write_whole
-from common.processes import available_cores, check_locks
-from common.progress import describe
-from common.replay import Batch
-from common.run_directory import RunDirectory, score_metric
-from common.runs import Outcome, Runs
-from common.seeds import keys_of_runs
-from common.session import Session
-from common.signals import StopSignals, starting_workers
 
 GRACE_S = 1.0
 LANES_PER_WORKER = 4  # at least: the policy is called once for all of them, and processes talk less
@@ -57,11 +49,24 @@ class Workers(AsyncVectorEnv):
             process.join()
 
 
+def is_stopping(should_stop: Callable[[], bool]) -> bool:
+    """Whether a stop was asked for. A signal to all of us may reach a worker before it reaches this process."""
+    deadline = time.monotonic() + GRACE_S
+    while not should_stop() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return should_stop()
+
+
+def seed_of_episode(seed: int, episode: int) -> int:
+    """What episode number `episode` of a training seed starts from."""
+    return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
+
+
 class Evaluator:
     """Runs the same episodes at every evaluation, for several training seeds at once, spread over worker processes.
 
-    Episode i of a training seed always starts from the seed made of (training seed, i), and lane j of n always runs the
-    episodes j, j + n, j + 2n, ...: never 'the first to finish', which would favour short episodes.
+    Lane j of n always runs the episodes j, j + n, j + 2n, ...: never 'the first to finish', which would favour short
+    episodes.
     """
 
     def __init__(
@@ -85,18 +90,23 @@ class Evaluator:
         """
         self.spec = spec
         self.dataset_path = dataset_path
-        self.reference_scores = minari_data.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
+        self.reference_scores = minari_envs.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
         workers = workers or available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker
         self.workers = math.ceil(len(seeds) * self.lanes / self._share)
         if self.workers > 1:
             check_locks("make room there, or take --eval-workers 1, which needs none")
-        self.episode_seeds = [
-            [int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) for episode in range(episodes)]
-            for seed in seeds
-        ]
+        self.episode_seeds = [[seed_of_episode(seed, episode) for episode in range(episodes)] for seed in seeds]
         self._envs: gymnasium.vector.VectorEnv | None = None
+
+    @staticmethod
+    def of(runs: Runs) -> "Evaluator":
+        """As their arguments ask for it."""
+        args, workers = runs.args, runs.args.eval_workers
+        return Evaluator(
+            runs.spec, args.eval_episodes, seeds=runs.seeds, workers=workers, dataset_path=runs.dataset_path
+        )
 
     def __call__(self, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> Results | None:
         """Run all episodes now.
@@ -117,16 +127,9 @@ class Evaluator:
             return self._evaluate(self.start(), policy, should_stop)
         except (EOFError, ConnectionError) as error:  # a signal to the whole process group, the kernel short of memory
             self.close()
-            if self._is_stopping(should_stop):
+            if is_stopping(should_stop):
                 return None
             raise UserError("an evaluation process died; fewer --eval-workers need less memory") from error
-
-    def _is_stopping(self, should_stop: Callable[[], bool]) -> bool:
-        """Whether a stop was asked for. A signal to all of us may reach a worker before it reaches this process."""
-        deadline = time.monotonic() + GRACE_S
-        while not should_stop() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return should_stop()
 
     def _evaluate(
         self, envs: gymnasium.vector.VectorEnv, policy: Policy, should_stop: Callable[[], bool]
@@ -183,76 +186,6 @@ class Evaluator:
             low, high = self.reference_scores
             result["evaluation/normalized_score"] = 100 * (float(returns.mean()) - low) / (high - low)
         return result | {"evaluation/return": float(returns.mean()), "evaluation/length": float(lengths.mean())}
-
-    def film(
-        self,
-        policy: Policy,
-        path: pathlib.Path,
-        should_stop: Callable[[], bool] = lambda: False,
-        *,
-        episodes: int = 3,
-        size: int = 256,
-    ) -> None:
-        """Write the first episodes of the first seed to a video, about 25 frames a second at the episodes' own pace.
-
-        Args:
-            policy: of one seed.
-            path: file; its name says the format (.mp4, .gif).
-            should_stop: asked after each step; if so, nothing is written.
-            episodes: how many.
-            size: width and height in pixels.
-
-        Raises:
-            UserError: this machine cannot render, or not write such a file.
-        """
-        import imageio.v3 as iio
-
-        def write(temporary: pathlib.Path) -> None:
-            hundredths = round(100 / rate)  # a GIF's unit of time
-            options = {"loop": 0, "duration": 10 * hundredths} if path.suffix == ".gif" else {"fps": rate}
-            iio.imwrite(temporary, np.stack(frames), **options)
-
-        os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"  # else it runs code between fork and exec: JAX warns of it
-        try:
-            frames, rate = self._frames(policy, path.suffix == ".gif", should_stop, episodes, size)
-            if not should_stop():
-                write_whole(path, write)
-                print(f"video: {path}, {len(frames)} frames")
-        except Exception as error:  # of whatever kind the graphics library of the machine raises
-            if not self._is_stopping(should_stop):
-                reason = f"filming fails here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-                raise UserError(f"--video {path}: {error if isinstance(error, UserError) else reason}") from error
-
-    def _frames(
-        self, policy: Policy, is_gif: bool, should_stop: Callable[[], bool], episodes: int, size: int
-    ) -> tuple[list[np.ndarray], float]:
-        """Of `film`, and how many are to be shown in a second; fewer, where it is stopped."""
-        # In a process of its own: MuJoCo chooses how to render when it is first imported. EGL needs no display.
-        if sys.platform == "linux":
-            os.environ.setdefault("MUJOCO_GL", "egl")
-        gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
-        make = functools.partial(make_film_env, self.spec, self.dataset_path, size)
-        check_locks("make room there")
-        with starting_workers():
-            env = Workers([make], context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-        with contextlib.closing(env), tqdm.tqdm(desc="filming", unit="step", mininterval=1) as progress:
-            fps = env.metadata.get("render_fps") or 20
-            # Rendering in software takes longer than all the rest. A GIF stores every pixel that changes, too.
-            frames, stride = [], max(2 if is_gif else 1, round(fps / 25))
-            for episode in range(min(episodes, len(self.episode_seeds[0]))):
-                observations, _ = env.reset(seed=self.episode_seeds[0][episode])
-                time_step, over = 0, False
-                while not over:
-                    if time_step % stride == 0:
-                        frames.append(env.call("render")[0])
-                    actions = policy(observations[None], np.array([[episode]]), np.array([[time_step]]))[0]
-                    observations, _, terminated, truncated, _ = env.step(np.asarray(actions))
-                    time_step, over = time_step + 1, (terminated | truncated).all()
-                    progress.update()
-                    if should_stop():
-                        return frames, fps / stride
-                frames.append(env.call("render")[0])  # what it ended with
-        return frames, fps / stride
 
     def start(self) -> gymnasium.vector.VectorEnv:
         """Start the worker processes, unless they are running."""
@@ -312,12 +245,9 @@ class Evaluations:
         session: whose.
         act: the policy.
         """
-        args, runs = session.args, session.runs
-        self._session, self._runs = session, runs
-        self._evaluator = Evaluator(
-            runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
-        )
-        self._policies = policies_of(act, keys_of_runs(runs.seeds).evaluation)
+        self._session, self._runs = session, session.runs
+        self._evaluator = Evaluator.of(session.runs)
+        self._policies = policies_of(act, keys_of_runs(session.runs.seeds).evaluation)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "evaluation")
         self._under_way: tuple[int, concurrent.futures.Future[Results | None]] | None = None
         self._closing = threading.Event()
@@ -357,78 +287,3 @@ class Evaluations:
         self._closing.set()
         self._thread.shutdown()
         self._evaluator.close()
-
-
-class Explorer:
-    """Fine-tuning: each seed explores an environment of its own."""
-
-    def __init__(self, session: Session, act: Act):
-        """Args:
-        session: whose.
-        act: the policy.
-        """
-        self._session = session
-        self._envs: ExplorationEnvs | None = None  # as long as there is no step
-        act_at = lambda params, observation, key, step: act(params, observation, jax.random.fold_in(key, step))  # noqa: E731
-        self._act = jax.jit(jax.vmap(act_at, in_axes=(0, 0, 0, None)))
-
-    def step(self, step: int, params: Any) -> Batch:
-        """A step in the environment of each seed after update `step`: the transitions, in their places."""
-        runs, seeds = self._session.runs, self._session.seeds
-        if self._envs is None:
-            self._envs = ExplorationEnvs(runs.spec, runs.dataset_path, runs.seeds, first_step=step)
-        observations = seeds.spread(self._envs.observations)
-        actions = seeds.gather(self._act(params, observations, seeds.keys.exploration, step))
-        return seeds.spread(Batch(**self._envs.step(actions)))
-
-    def summaries(self) -> list[dict[str, float | int]]:
-        """Of each seed, means over the episodes that have ended since the last summary."""
-        return self._envs.summaries()
-
-    def close(self) -> None:
-        """Close the environments."""
-        if self._envs is not None:
-            self._envs.close()
-
-
-def evaluate_run(
-    args: RunArgs, algorithm: str, init_state: Callable[..., Any], sample_action: Callable[..., Any]
-) -> list[Outcome]:
-    """Evaluate a saved policy, with the settings of its run but for those that are given; film it if asked to.
-
-    Args:
-        args: `evaluate`, and what is to differ.
-        algorithm: name of the script.
-        init_state: its (args, observation_dim, action_dim, key) -> state.
-        sample_action: its (args, params, observation, key) -> action.
-
-    Raises:
-        UserError: this is no run of this algorithm, or without a checkpoint; a setting that --evaluate does not take.
-    """
-    check_alone(args)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # in a program that has not used JAX yet
-    machine.check()
-    compiled.keep()
-    run, video = RunDirectory.open(args.evaluate, algorithm, lock=False), args.video
-    runs = Runs([run])
-    runs.find_data(args)
-    run.note_changes_of_code()
-    args = for_evaluation(run.read_args(type(args)), args)
-    mujoco_versions.note_difference(runs.spec, run.config["dataset"])
-    evaluator = Evaluator(
-        runs.spec, args.eval_episodes, seeds=runs.seeds, workers=args.eval_workers, dataset_path=runs.dataset_path
-    )
-    with contextlib.closing(evaluator), StopSignals() as stop:
-        step, params = runs.read_newest_params(functools.partial(init_state, args, *run.sizes))
-        policies = policies_of(functools.partial(sample_action, args), keys_of_runs(runs.seeds).evaluation)
-        policy = policies(params)
-        results = evaluator(policy, stop.requested)
-        if results is None:
-            return [Outcome(run.path, step, None)]
-        episodes = f"{args.eval_episodes} episode{'s' if args.eval_episodes > 1 else ''}"
-        print(f"after update {step:,}, {episodes}: {describe(results[0])}")
-        if video is not None and not stop.requested():
-            evaluator.film(policy, video, stop.requested)
-        if video is not None and stop.requested():
-            print("stopped: no video")
-    return [Outcome(run.path, step, results[0][score_metric(results)])]

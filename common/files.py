@@ -14,8 +14,15 @@ import tempfile
 import time
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 
+from common.errors import UserError, describe_os_error
+
+import numpy as np
+
+# What NumPy and the zip format raise on truncated or altered files.
+DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # a file system has no such operation
 
 
@@ -63,8 +70,8 @@ def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> 
     _rename(temporary, path)
 
 
-def write_whole_folder(path: pathlib.Path, write: Callable[[pathlib.Path], pathlib.Path]) -> None:
-    """`write_whole` for a folder, which `write` makes inside of a temporary one, and returns."""
+def write_whole_folder(path: pathlib.Path, write: Callable[[pathlib.Path], pathlib.Path]) -> pathlib.Path:
+    """`write_whole` for a folder, which `write` makes inside of a temporary one, and returns. Returns `path`."""
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
     try:
         made = write(temporary)
@@ -73,6 +80,7 @@ def write_whole_folder(path: pathlib.Path, write: Callable[[pathlib.Path], pathl
         raise
     _rename(made, path)
     shutil.rmtree(temporary, ignore_errors=True)
+    return path
 
 
 def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
@@ -105,6 +113,18 @@ def check_archive(path: pathlib.Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"bad CRC-32 of {name}")
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, each compared with its CRC-32. Raises `UserError` if it cannot be read."""
+    try:
+        check_archive(path)
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UserError(f"cannot read {describe_os_error(error)}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
 
 
 def try_lock(path: pathlib.Path) -> io.TextIOWrapper | None:
@@ -157,3 +177,46 @@ def making(path: pathlib.Path) -> Iterator[None]:
         time.sleep(0.2)
     with lock:
         yield
+
+
+def found_or_made(
+    path: pathlib.Path, find: Callable[[], pathlib.Path | None], make: Callable[[], pathlib.Path]
+) -> pathlib.Path:
+    """What is there; else what one process makes at `path`, while others wait for it and find it then.
+
+    Args:
+        path: file or folder.
+        find: what is there, which may have another name; None if nothing is.
+        make: makes it, and gives it its name when it is whole.
+
+    Raises:
+        UserError: the folder that it goes into cannot be written.
+    """
+    if found := find():
+        return found
+    check_folder(path.parent)
+    with making(path):
+        return find() or make()
+
+
+def found(path: pathlib.Path, hint: str = "") -> pathlib.Path | None:
+    """A data file, or Minari's folder, if it is there, which is said with a hint."""
+    if not (path.is_file() or (path / "data").is_dir()):
+        return None
+    print(f"data: found {path}{hint}", flush=True)
+    return path
+
+
+def check_folder(folder: pathlib.Path, num_bytes: int = 0) -> None:
+    """Make a folder for data. Raises `UserError` if it cannot be written, or so many bytes have no room."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+        if (free := shutil.disk_usage(folder).free) >= num_bytes:
+            return
+        problem = f"{free / 1e6:.0f} MB are free, the data may need {num_bytes / 1e6:.0f} MB"
+    except OSError as error:
+        problem = error.strerror
+    advice = "take another --dataset-dir (Minari's: MINARI_DATASETS_PATH)"
+    raise UserError(f"cannot write to {folder}: {problem}; {advice}")

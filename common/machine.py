@@ -1,15 +1,15 @@
-"""The machine that a run runs on."""
+"""The machine: its devices, its memory, and how XLA compiles for it."""
 
 import functools
 import os
 import re
 from typing import Literal
 
-import jax
-
 from common import threefry  # noqa: F401 (random bits, written out for a CPU)
 from common.errors import UserError
 from common.processes import available_cores
+
+import jax
 
 # Settings of JAX's that decide numbers, or stop the scripts; another project may have left others in the environment.
 NUMBERS = {

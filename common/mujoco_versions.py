@@ -1,4 +1,4 @@
-"""Which MuJoCo versions move an environment alike. results/physics.py measured it, tests/test_physics.py watches it."""
+"""Which MuJoCo versions move an environment alike: measured by results/experiments/physics.py, watched by a test."""
 
 import dataclasses
 import re

@@ -13,18 +13,27 @@ def act(actor: Mapping[str, np.ndarray], observation: np.ndarray, latent: np.nda
     """clip(f(s, z), -1, 1), rescaled to the bounds of the environment's actions.
 
     Args:
-        actor: `weight_0` [hidden, o + a], `bias_0` [hidden], .., `low`, `high`, as
-            `python -m common.policy` writes them.
+        actor: `weight_0`, `bias_0`, .., `low`, `high`, as `python -m common.policy` writes them.
         observation: s, [..., o].
         latent: z, [..., a]; `latents` of the file were drawn from its prior.
 
     Returns:
         The action, [..., a].
     """
-    x, last = np.concatenate([observation, latent], axis=-1), sum(name.startswith("bias") for name in actor) - 1
+    unit_action = np.clip(forward(actor, np.concatenate([observation, latent], axis=-1)), -1, 1)
+    return actor["low"] + (actor["high"] - actor["low"]) * (unit_action + 1) / 2
+
+
+def forward(layers: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The output of an MLP, [..., outputs], with GELU (tanh approximation) after each of its hidden layers.
+
+    Args:
+        layers: `weight_0` [hidden, inputs], `bias_0` [hidden], `weight_1`, ..
+        x: [..., inputs], in the precision that is computed in.
+    """
+    last = sum(name.startswith("bias") for name in layers) - 1
     for i in range(last + 1):
-        x = x @ actor[f"weight_{i}"].T + actor[f"bias_{i}"]
-        if i < last:  # GELU, tanh approximation
-            x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    low, high = actor["low"], actor["high"]
-    return low + (high - low) * (np.clip(x, -1, 1) + 1) / 2
+        x = x @ layers[f"weight_{i}"].T + layers[f"bias_{i}"]
+        if i < last:
+            x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi, dtype=x.dtype) * (x + 0.044715 * x**3)))
+    return x

@@ -13,21 +13,21 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from common import algorithms, machine
+from common.actions import Bounds, from_unit
+from common.arguments import RunArgs
+from common.env_ids import EnvSpec
+from common.envs import make_evaluation_env
+from common.errors import UserError, exit_in_one_line
+from common.files import write_whole
+from common.run_directory import RunDirectory, read_config
+
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Float, Key
-
-from common import algorithms, machine
-from common.actions import Bounds, from_unit
-from common.env_ids import EnvSpec
-from common.envs import make_evaluation_env
-from common.errors import UserError, exit_in_one_line
-from common.files import write_whole
-from common.run_directory import RunDirectory, read_config
-from common.runs import Runs
 
 NUM_LATENTS = 1024  # of an exported actor
 
@@ -91,14 +91,13 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     run = RunDirectory.open(path, name, lock=False)
     args = run.read_args(algorithm.Args)
     init_state = functools.partial(algorithm.init_state, args, *run.sizes)
-    step, params = Runs([run]).read_newest_params(init_state)
-    params = jax.tree.map(lambda leaf: leaf[0], params)
+    step, params = run.newest_params(init_state)
     bounds = run.config["dataset"].get("action_bounds")
 
     def act(params: Any, observation: Float[Array, " o"], key: Key[Array, ""]) -> Float[Array, " action"]:
         return from_unit(algorithm.sample_action(args, params, observation, key), bounds)
 
-    return Policy(params, act, EnvSpec(**run.config["environment"]), run.dataset_path, step, bounds)
+    return Policy(params, act, run.spec, run.find_data(RunArgs()), step, bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +117,15 @@ def export(args: Args) -> None:
         UserError: there is none to be had, or the name does not end in .npz.
     """
     machine.use_cpu_alone()
-    policy = load_policy(args.run)
-    algorithm = algorithms.load(read_config(args.run)["algorithm"])
-    layers = policy.params.actor.layers
-    latents = algorithm.sample_latents(jax.random.key(0), (NUM_LATENTS, layers[-1].out_features))
-    arrays = {f"weight_{i}": layer.weight for i, layer in enumerate(layers)}
-    arrays |= {f"bias_{i}": layer.bias for i, layer in enumerate(layers)} | {"latents": latents}
+    policy, name = load_policy(args.run), read_config(args.run)["algorithm"]
+    algorithm, actor = algorithms.load(name), getattr(policy.params, "actor", None)
+    if not hasattr(algorithm, "sample_latents") or not hasattr(actor, "layers"):
+        raise UserError(
+            f"{args.run}: only an actor f(s, z) can be exported, and {name}.py has none with sample_latents"
+        )
+    latents = algorithm.sample_latents(jax.random.key(0), (NUM_LATENTS, actor.layers[-1].out_features))
+    arrays = {f"weight_{i}": layer.weight for i, layer in enumerate(actor.layers)}
+    arrays |= {f"bias_{i}": layer.bias for i, layer in enumerate(actor.layers)} | {"latents": latents}
     arrays |= dict(zip(("low", "high"), policy.action_bounds or ([-1.0], [1.0]), strict=True))
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out}: the name has to end in .npz")

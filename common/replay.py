@@ -1,19 +1,19 @@
 """Transitions in memory: the data set, what is collected online beside it, and batches drawn from both."""
 
 import concurrent.futures
-import functools
 from collections.abc import Callable
+from typing import Any
+
+from common import machine
+from common.arguments import RunArgs
+from common.errors import UserError
+from common.seeds import Seeds
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-
-from common import machine
-from common.arguments import RunArgs
-from common.errors import UserError
-from common.seeds import Seeds
 
 
 class Dataset(eqx.Module):
@@ -105,12 +105,30 @@ def check_room(args: RunArgs, dataset: Dataset) -> None:
         raise UserError(f"--batch-size {args.batch_size}: out of range (--balanced-sampling halves it)")
 
 
+def rows_of_ring(args: RunArgs, num_transitions: int) -> int:
+    """Room for all that will be collected, or for what a data set of so many transitions leaves of the buffer."""
+    return max(min(args.online_steps, args.buffer_size - num_transitions), 0)
+
+
 def empty_replay(args: RunArgs, dataset: Dataset) -> Replay:
-    """A ring with room for all that will be collected, or for what the data set leaves of the buffer."""
-    rows = max(min(args.online_steps, args.buffer_size - dataset.num_transitions), 0)
+    """Before anything is collected."""
+    rows = rows_of_ring(args, dataset.num_transitions)
     observations, actions = jnp.zeros((rows, dataset.observation_dim)), jnp.zeros((rows, dataset.action_dim))
     numbers = jnp.zeros(rows)
     return Replay(Batch(observations, actions, numbers, numbers, observations), jnp.zeros((), jnp.int32))
+
+
+def resized(replay: Replay, rows: int) -> Replay:
+    """With a ring of so many rows, which was not full: NumPy arrays, or their shapes."""
+
+    def resize(leaf: Any) -> Any:
+        if not leaf.shape:  # the number of those added
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+        return np.concatenate([leaf, np.zeros((rows - len(leaf), *leaf.shape[1:]), leaf.dtype)])
+
+    return jax.tree.map(resize, replay)
 
 
 def add_transition(replay: Replay, transition: Batch) -> Replay:
@@ -142,10 +160,10 @@ def sample_replay(dataset: Dataset, replay: Replay, batch_size: int, balanced: b
 
 
 class Batches:
-    """What a chunk of updates learns from.
+    """What the updates of a chunk learn from, each from transitions that are drawn uniformly with replacement.
 
-    The data set on the device, which draws from it; or, where it does not fit there, the batches that the device would
-    draw, [places, updates, batch], which the host fetches in a thread while the chunk before is computed.
+    Gathered on the device where the data set lies; or, where it does not fit there, the same on the host, in a thread
+    while the chunk before is computed.
     """
 
     def __init__(
@@ -166,28 +184,30 @@ class Batches:
         self._on_host = args.data_memory == "host"
         self.dataset = dataset if self._on_host else jax.device_put(dataset, seeds.shared)
         self._seeds, self._end_of_chunk = seeds, end_of_chunk
-        self._keys = jax.device_put(seeds.keys.train, machine.policy_device())  # drawn there: the device is busy
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "batches")
         self._ahead: tuple[tuple[int, int], concurrent.futures.Future[Batch]] | None = None
+        # On the host they are drawn there: the device is busy.
+        self._keys = jax.device_put(seeds.keys.train, machine.policy_device()) if self._on_host else seeds.keys.train
 
-        @functools.partial(jax.jit, static_argnums=2)
-        def draw(
+        def draw(key: Key[Array, ""], step: Int[Array, ""]) -> Int[Array, " batch"]:
+            return draw_transitions(keys_of_update(key, step)[0], args.batch_size, dataset.num_transitions)
+
+        def draw_all(
             keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int
         ) -> Int[Array, "places updates batch"]:
-            """The transitions that the device would draw for the updates after `step`."""
-
-            def of_update(key: Key[Array, ""], i: Int[Array, ""]) -> Int[Array, " batch"]:
-                return draw_transitions(keys_of_update(key, i)[0], args.batch_size, dataset.num_transitions)
-
-            of_seed = jax.vmap(of_update, in_axes=(None, 0))
+            of_seed = jax.vmap(draw, in_axes=(None, 0))
             return jax.vmap(of_seed, in_axes=(0, None))(keys, step + jnp.arange(num_updates))
 
-        self._draw = draw
+        def gather(dataset: Dataset, keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int) -> Batch:
+            return take_batch(dataset, draw_all(keys, step, num_updates))
 
-    def __call__(self, step: int, end: int) -> Dataset | Batch:
-        """For the updates after `step` up to `end`; those of the next chunk are fetched meanwhile."""
+        self._draw = jax.jit(draw_all, static_argnums=2)
+        self._gather = jax.jit(gather, static_argnums=3, out_shardings=seeds.by_seed)
+
+    def __call__(self, step: int, end: int) -> Batch:
+        """Of the updates after `step` up to `end`, [places, updates, batch, ...]."""
         if not self._on_host:
-            return self.dataset
+            return self._gather(self.dataset, self._keys, step, end - step)
         chunk, batches = self._ahead or (None, None)
         result = batches.result() if chunk == (step, end) else self._fetch(step, end)
         following = (end, self._end_of_chunk(end))

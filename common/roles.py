@@ -21,6 +21,7 @@ class Role(enum.Enum):
     DATA = "which data: runs are told apart by the data itself, folders of a sweep by this"
     PLACE = "where the data is by now: goes with --resume and --evaluate"
     EVALUATE = "goes with --evaluate; None unless it is given"
+    RESUME = "may change when a run goes on; its default stands for what it was"
 
 
 class Needs(typing.NamedTuple):
@@ -28,6 +29,10 @@ class Needs(typing.NamedTuple):
 
     name: str
     at_least: int = 1
+
+    def are_met(self, value: Any) -> bool:
+        """Whether the other one has it: a number as large, or anything given at all."""
+        return value >= self.at_least if isinstance(value, int) else value is not None
 
 
 @functools.cache

@@ -1,7 +1,6 @@
-"""A run's folder: config.json, train.csv, eval.csv, time.csv, checkpoints/ (README, "What a run directory holds")."""
+"""A run's folder: its settings, tables and checkpoints, its lock, and where its data is by now."""
 
 import contextlib
-import csv
 import dataclasses
 import datetime
 import io
@@ -11,102 +10,124 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from common import actions, algorithms, checkpoints, minari_data, mujoco_versions
-from common.arguments import Args, flag, in_their_types
-from common.env_ids import EnvSpec
-from common.errors import UserError, describe_os_error
-from common.files import flush, holder_of, try_lock, write_whole
+from common import actions, algorithms, minari_envs, mujoco_versions
+from common.arguments import Args, RunArgs, flag, in_their_types
+from common.checkpoints import Checkpoints
+from common.env_ids import EnvSpec, minari_id
+from common.errors import UserError, describe_os_error, expanded
+from common.files import holder_of, try_lock, write_whole
 from common.machine import describe_device
+from common.roles import Role, with_role
+from common.schedule import Schedule
+from common.tables import Row, Table
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
 
 DATASET_DIR = "~/.ogbench/data"
+IN_NO_COPY = shutil.ignore_patterns(".*", "config.json", "wandb", "*-damaged-*")
 TABLES = ("train", "eval", "time", "exploration")
-# How many of the last evaluations make a score, as in the papers.
-HEADLINE_EVALUATIONS = {"ogbench": 3, "d4rl": 1, "gymnasium": 3}
-SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
-    "evaluation/normalized_score": "normalised score (%)",
-    "evaluation/success": "success (%)",
-    "evaluation/return": "return",
-}
 PACKAGES = {
     "ogbench": ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium"),
     "d4rl": ("jax", "jaxlib", "equinox", "optax", "numpy", "minari", "mujoco", "gymnasium", "gymnasium-robotics"),
     "gymnasium": ("jax", "jaxlib", "equinox", "optax", "numpy", "mujoco", "gymnasium"),
 }
 
-Row = dict[str, float | int]
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on; to evaluate it, the parameters of its state are enough."""
+
+    state: Any
+    replay: Any = None
+    sums: dict[str, np.ndarray] | None = None  # of metrics since the last row of train.csv
+
+
+class Learned(NamedTuple):
+    """What is needed of a state to act, whatever the rest of it was when it was saved."""
+
+    params: Any
 
 
 class RunDirectory:
-    """Logs and checkpoints of one run of one seed."""
+    """Settings, logs and checkpoints of one run of one seed.
+
+    Attributes:
+        path: its folder.
+        config: what config.json holds; of a run that has not begun, what is known of it.
+        spec: environment and task.
+        checkpoints: its checkpoints.
+        evaluations: the rows of eval.csv, by step.
+        seconds: of wall-clock that all sittings before have spent; known once it is rewound.
+        saved_step: update of the newest checkpoint; -1 where there is none yet.
+    """
 
     def __init__(self, path: pathlib.Path, config: dict[str, Any]):
-        """Use `create` or `open`."""
-        self.path = path
-        self.config = config
-        self.evaluations: dict[int, Row] = {}  # by step
-        self._columns: dict[str, list[str]] = {}  # of tables
-        self.seconds = 0.0  # of wall-clock that all sittings together have spent
+        """A run that `create` is to begin, with `algorithm`, `environment`, `args`, `origins` and `seeds_together`."""
+        self.path, self.config, self.spec = path, config, EnvSpec(**config["environment"])
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.evaluations: dict[int, Row] = {}
+        self.seconds = 0.0
+        self.saved_at, self.saved_step = time.monotonic(), -1
+        self._tables = {name: Table(path / f"{name}.csv") for name in TABLES}
+        self._changed: dict[str, list[Any]] = {}  # arguments, from and to
         self._wandb: Any = None
         self._lock: io.TextIOWrapper | None = None
-        self._saved_at, self.saved_step = time.monotonic(), -1  # no checkpoint yet
 
-    @staticmethod
-    def create(
-        path: pathlib.Path,
-        algorithm: str,
-        spec: EnvSpec,
-        args: Any,
-        origins: dict[str, str],
-        provenance: dict[str, Any],
-        sizes: dict[str, int],
-        seeds_together: list[int],
-    ) -> "RunDirectory":
-        """Start a new run.
+    def create(self, provenance: dict[str, Any], sizes: dict[str, int]) -> "RunDirectory":
+        """Take the folder, and write config.json.
 
         Args:
-            path: folder.
-            algorithm: 'drol' or 'fql'.
-            spec: environment.
-            args: the resolved arguments of this seed, a dataclass.
-            origins: where each resolved setting came from.
             provenance: where the data came from.
             sizes: of an `observation` and an `action`.
-            seeds_together: all seeds that are trained together, this one among them.
 
         Raises:
             UserError: there is something at this path already, or it cannot be written.
         """
-        config = {
-            "algorithm": algorithm,
-            "environment": dataclasses.asdict(spec),
-            "args": dataclasses.asdict(args),
-            "origins": origins,
+        config = self.config | {
             "dataset": provenance,
             "sizes": sizes,
-            "code": [{"step": 0} | algorithms.code_of(algorithm)],  # and with what other code it went on, from where
-            "versions": {package: metadata.version(package) for package in PACKAGES[spec.suite]},
+            # and with what other code it went on, from where
+            "code": [{"step": 0} | algorithms.code_of(self.config["algorithm"])],
+            "versions": {package: metadata.version(package) for package in PACKAGES[self.spec.suite]},
             "device": describe_device(),
             "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
-            "seeds_together": seeds_together,
             "id": uuid.uuid4().hex,  # of the run wherever its folder goes, for Weights & Biases
+            "changes": [],  # of arguments, by sittings that went on otherwise
         }
-        run = RunDirectory(path, json.loads(json.dumps(config, default=str)))
+        self.config = _as_json(config)
+        self._take_folder()
+        return self
+
+    def copy(self, path: pathlib.Path) -> "RunDirectory":
+        """Another run, that goes on from here in a folder of its own.
+
+        Raises:
+            UserError: there is something at this path already, or it cannot be written.
+        """
+        args = self.config["args"] | {"run_dir": str(path)}
+        config = self.config | {"args": args, "id": uuid.uuid4().hex, "continues": str(self.path)}
+        run = RunDirectory(path, config)
+        run._take_folder(lambda: shutil.copytree(self.path, path, ignore=IN_NO_COPY, dirs_exist_ok=True))
+        run.evaluations = self.evaluations
+        return run
+
+    def _take_folder(self, fill: Callable[[], object] = lambda: None) -> None:
+        """Make it, keep others out, fill it, and write config.json."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            run._locked()
-            check_vacant(path)  # only now: of two that start at once, the second sees the run of the first
-            run._write_config()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            check_vacant(self.path)  # only now: of two that start at once, the second sees the run of the first
+            fill()
+            self._write_config()
         except FileExistsError as error:
-            raise UserError(f"--run-dir {path} is not a folder") from error
+            raise UserError(f"--run-dir {self.path} is not a folder") from error
         except OSError as error:
             raise UserError(f"cannot write the run directory: {describe_os_error(error)}") from error
-        return run
 
     @staticmethod
     def open(path: pathlib.Path, algorithm: str, *, lock: bool = True) -> "RunDirectory":
@@ -120,33 +141,47 @@ class RunDirectory:
             raise UserError(f"{path}: a run of {config['algorithm']}.py, not of {algorithm}.py")
         run = RunDirectory(path, config)
         if lock:
-            run._locked()
-        if (path / "eval.csv").exists():
-            rows = read_table(path / "eval.csv", at_damage="skip")
-            run.evaluations = {int(row["step"]): row for row in rows}
+            run._take_lock()
+        run.evaluations = {int(row["step"]): row for row in run._tables["eval"].rows(at_damage="skip")}
         return run
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _write_config(self) -> None:
         text = json.dumps(self.config, indent=2) + "\n"
         write_whole(self.path / "config.json", lambda temporary: temporary.write_text(text))
 
-    def _locked(self) -> "RunDirectory":
+    def _take_lock(self) -> None:
         """Keep other processes out of the folder as long as this one lives."""
         self._lock = try_lock(self.path / ".lock")
         if self._lock is None:
             raise UserError(f"{self.path} is in use by {holder_of(self.path / '.lock')}")
-        return self
 
-    @property
-    def dataset_path(self) -> pathlib.Path:
-        """The data that the run was started on, or, where it has moved, would be found today (`check_data` decides)."""
-        path = pathlib.Path(self.config["dataset"]["path"])
-        if self.config["environment"]["suite"] == "d4rl":
-            folders = [minari_data.local_path(self.config["environment"]["name"])] if not path.exists() else []
-        else:
-            dirs = (self.config["args"]["dataset_dir"], DATASET_DIR)
-            folders = [pathlib.Path(folder).expanduser() / path.name for folder in dirs]
-        return next((place for place in (path, *folders) if place.exists()), path)
+    def find_data(self, args: RunArgs) -> pathlib.Path:
+        """Where the data is by now: where `args` say so, else where it was, else where it would be found today.
+
+        In training its SHA-256 decides later.
+
+        Raises:
+            UserError: another Minari data set is there.
+        """
+        path, is_minari = pathlib.Path(self.config["dataset"]["path"]), self.spec.suite == "d4rl"
+        if args.dataset_path is not None:
+            given = expanded(args.dataset_path)
+            if is_minari and (found := minari_id(given)) not in (None, self.spec.name):
+                raise UserError(f"--dataset-path {given}: {found}, but the run is about {self.spec.name}")
+            return given
+        if args.dataset_dir != RunArgs.dataset_dir:
+            return expanded(args.dataset_dir) / path.name
+        folders = (self.config["args"]["dataset_dir"], DATASET_DIR)
+        today = [pathlib.Path(folder).expanduser() / path.name for folder in folders]
+        if is_minari:
+            today = [] if path.exists() else [minari_envs.local_path(self.spec.name)]
+        return next((place for place in (path, *today) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:
         """The arguments that the run was started with; one that the script did not have then takes its default.
@@ -168,6 +203,12 @@ class RunDirectory:
         """Lengths of an observation and of an action."""
         return self.config["sizes"]["observation"], self.config["sizes"]["action"]
 
+    @property
+    def bytes_of_transition(self) -> int:
+        """In a batch: two observations, an action, a reward and a mask, as float32."""
+        observation, action = self.sizes
+        return 4 * (2 * observation + action + 2)
+
     def note_changes_of_code(self) -> None:
         """Say what does other things now than in the code that the run was last trained with."""
         before, now = self.config["code"][-1], algorithms.code_of(self.config["algorithm"])
@@ -176,14 +217,28 @@ class RunDirectory:
             began = f"commit {before['commit'][:10]}" if before["commit"] else "another version"
             print(f"note: {' and '.join(changed)} changed since {self.path} was trained (with {began})", flush=True)
 
-    def _record_code(self, step: int) -> None:
-        """Add the code that the run goes on with after update `step` to its config, where it does other things."""
+    def change(self, args: RunArgs) -> None:
+        """Go on with these arguments; its config has them as soon as it is rewound."""
+        before, now = self.config["args"], _as_json(dataclasses.asdict(args))
+        names = [name for name in with_role(type(args), Role.RESUME) if before.get(name) != now[name]]
+        self._changed = {name: [before.get(name), now[name]] for name in sorted(names)}
+        self.config["args"] = before | {name: now[name] for name in names}
+
+    def _record_sitting(self, step: int) -> None:
+        """Add to its config with what code and arguments it goes on after update `step`, where they are others."""
+        before = json.dumps(self.config)
         now = {"step": step} | algorithms.code_of(self.config["algorithm"])
         code = [each for each in self.config["code"] if each["step"] < step]  # what came later is trained again
         if not code or any(code[-1][key] != now[key] for key in ("script", "common")):
             code.append(now)
-        if code != self.config["code"]:
-            self.config["code"] = code
+        self.config["code"] = code
+        if self._changed:
+            changes = self.config.get("changes", [])
+            self.config["changes"] = [*changes, {"step": step} | self._changed]
+            said = ", ".join(f"{flag(name)} {now} (before: {before})" for name, (before, now) in self._changed.items())
+            print(f"note: {self.path} goes on after update {step:,} with {said}", flush=True)
+        if json.dumps(self.config) != before or self._changed:
+            self._changed = {}
             with self._writing(self.path / "config.json"):
                 self._write_config()
 
@@ -200,36 +255,34 @@ class RunDirectory:
 
     def check_physics(self) -> None:
         """Raises `UserError` if its evaluations so far are of another physics: they would become one score."""
-        spec, now = EnvSpec(**self.config["environment"]), mujoco_versions.installed()
+        now = mujoco_versions.installed()
         before = self.config.get("versions", {}).get("mujoco", now)
-        if mujoco_versions.changes(spec, before) != mujoco_versions.changes(spec, now):
+        if mujoco_versions.changes(self.spec, before) != mujoco_versions.changes(self.spec, now):
             raise UserError(
-                f"{self.path} is evaluated with MuJoCo {before}, and {now} moves {spec.env_name} otherwise: "
+                f"{self.path} is evaluated with MuJoCo {before}, and {now} moves {self.spec.env_name} otherwise: "
                 f"pip install mujoco=={before} to go on, or begin a new run"
             )
 
     def is_due(self, step: int) -> bool:
         """Whether an evaluation belongs after update `step` that is not in the log yet."""
-        args = self.config["args"]
-        ends = (args["offline_steps"], args["offline_steps"] + args["online_steps"])
-        is_scheduled = step in ends or (step > 0 and step % args["eval_interval"] == 0)
-        return is_scheduled and step not in self.evaluations
+        return Schedule.of(self.config["args"]).evaluation_is_due(step) and step not in self.evaluations
 
-    def save(self, step: int, tree: Any) -> pathlib.Path:
+    def due_checkpoints(self) -> list[int]:
+        """The steps of those whose evaluation is not in the log yet."""
+        return [step for step in self.checkpoints.steps() if self.is_due(step)]
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; every row logged so far reaches the disk before it does.
 
         One whose evaluation is still due is kept until that is in the log: should the run be stopped before, the
         evaluation is made up for.
         """
-        for table in TABLES:
-            path = self.path / f"{table}.csv"
-            if path.exists():
-                with self._writing(path), path.open("rb+") as file:
-                    flush(file.fileno())
-        with self._writing(self.path / "checkpoints"):
-            path = checkpoints.save(self.path / "checkpoints", step, tree, keep=self._due_checkpoints())
-        self._saved_at, self.saved_step = time.monotonic(), step
-        return path
+        for table in self._tables.values():
+            with self._writing(table.path):
+                table.flush()
+        with self._writing(self.checkpoints.folder):
+            self.checkpoints.save(step, checkpoint, keep=self.due_checkpoints())
+        self.saved_at, self.saved_step = time.monotonic(), step
 
     @contextlib.contextmanager
     def _writing(self, path: pathlib.Path) -> Iterator[None]:
@@ -238,99 +291,74 @@ class RunDirectory:
             yield
         except OSError as error:
             error.filename = error.filename or str(path)
-            go_on = f"nothing before is lost, {self.last_good()}; when there is room: --resume {self.path}"
+            go_on = f"nothing before is lost, {self.checkpoints.last_good()}; when there is room: --resume {self.path}"
             raise UserError(f"cannot write: {describe_os_error(error)}; {go_on}") from error
 
-    def _due_checkpoints(self) -> list[int]:
-        return [step for step in self.checkpoint_steps() if self.is_due(step)]
+    def newest_params(self, init_state: Callable[[Key[Array, ""]], Any]) -> tuple[int, Any]:
+        """Updates so far, and what had been learned by then: parameters, as NumPy arrays.
 
-    def minutes_since_save(self) -> float:
-        """Wall-clock since the last checkpoint of this sitting, or since its beginning."""
-        return (time.monotonic() - self._saved_at) / 60
+        Of a run that is training, a checkpoint may be pruned before it is read: then there is a newer one.
 
-    def last_good(self) -> str:
-        """Where the last good state is, for a message."""
-        return checkpoints.last_good(self.path / "checkpoints")
+        Args:
+            init_state: makes a state from a key.
 
-    def checkpoint_steps(self) -> list[int]:
-        """Updates that a checkpoint was saved after, sound or not, in order."""
-        return [checkpoints.step_of(path) for path in checkpoints.by_step(self.path / "checkpoints")]
-
-    def restore(self, step: int, like: Any) -> Any:
-        """Read the checkpoint after update `step`, as NumPy arrays. To go on from it, the run has to be rewound."""
-        return checkpoints.restore(self.path / "checkpoints", step, like)
-
-    def restore_dict(self, step: int, name: str) -> dict[str, np.ndarray]:
-        """Read one dict of this checkpoint, whose keys need not be known."""
-        return checkpoints.restore_dict(self.path / "checkpoints", step, name)
+        Raises:
+            UserError: there is no checkpoint yet.
+        """
+        like = Checkpoint(Learned(jax.eval_shape(init_state, jax.random.key(0)).params))
+        while steps := self.checkpoints.sound_steps(like):
+            with contextlib.suppress(FileNotFoundError):
+                return max(steps), self.checkpoints.restore(max(steps), like).state.params
+        raise UserError(f"{self.path}: no checkpoint yet")
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, where the run goes on: it will be logged again, the same."""
-        self._record_code(step)
-        self.saved_step = step if step in self.checkpoint_steps() else -1
-        folder = self.path / "checkpoints"
-        for debris in (*folder.glob(".tmp-*"), *self.path.glob(".tmp-*")):  # of a kill while it was written
+        self._record_sitting(step)
+        self.checkpoints.rewind(step)
+        self.saved_step = step if step in self.checkpoints.steps() else -1
+        for debris in self.path.glob(".tmp-*"):  # of a kill while it was written
             debris.unlink()
-        for path in checkpoints.by_step(folder):
-            if checkpoints.step_of(path) > step:
-                path.unlink()
-        for table in TABLES:
-            path = self.path / f"{table}.csv"
-            if not path.exists():
+        for name, table in self._tables.items():
+            if not table.path.exists():
                 continue
-            columns = self._columns[table] = _columns(path)
-            rows = [row for row in read_table(path, at_damage="skip") if row["step"] <= step]
-            if table == "eval":
+            rows = [row for row in table.rows(at_damage="skip") if row["step"] <= step]
+            if name == "eval":
                 self.evaluations = {int(row["step"]): row for row in rows}
-            lost = sorted(self._due_rows(table, step) - {int(row["step"]) for row in rows})
-            if lost:
-                kept = path.with_name(f"{table}-damaged-{time.time_ns()}.csv")
-                shutil.copyfile(path, kept)
+            if lost := sorted(self._due_rows(name, step) - {int(row["step"]) for row in rows}):
+                kept = table.path.with_name(f"{name}-damaged-{time.time_ns()}.csv")
+                shutil.copyfile(table.path, kept)
                 steps = ", ".join(map(str, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-                problem = f"{path} is damaged: the rows after updates {steps} cannot be read, and are lost"
+                problem = f"{table.path} is damaged: the rows after updates {steps} cannot be read, and are lost"
                 print(f"warning: {problem}; the file as it was: {kept}", file=sys.stderr, flush=True)
-            _write_table(path, columns, rows)
-            if table == "time" and rows:
+            table.keep(rows)
+            if name == "time" and rows:
                 self.seconds = rows[-1]["time/seconds"]
 
     def _due_rows(self, table: str, step: int) -> set[int]:
         """Updates after which a table has a row for sure: a checkpoint after `step` was written later.
 
-        Evaluations whose checkpoint is still there may be under way, or are made again.
+        Evaluations whose checkpoint is still there may be under way, or are made again. What was due before arguments
+        changed is not asked for.
         """
-        args = self.config["args"]
-        start, interval = 0, args["eval_interval" if table == "eval" else "log_interval"]
-        ends = {args["offline_steps"], args["offline_steps"] + args["online_steps"]}
-        if table == "exploration":
-            start = args["offline_steps"]
-        due = {end for end in {*range(interval, step + 1, interval), *ends} if start < end <= step}
-        return due - set(self.checkpoint_steps()) if table == "eval" else due
+        changed = max((change["step"] for change in self.config.get("changes", [])), default=0)
+        due = Schedule.of(self.config["args"]).rows(table, changed, step)
+        return due - set(self.checkpoints.steps()) if table == "eval" else due
 
     def log(self, table: str, row: Row) -> None:
-        """Append one row, in which `step` is the number of updates so far. A metric that is new is empty before.
+        """Append a row to a table, in which `step` is the number of updates so far.
 
         Raises:
             UserError: the disk is full.
         """
-        path = self.path / f"{table}.csv"
-        if table == "eval":
+        is_evaluation = table == "eval"
+        if is_evaluation:
             self.evaluations[int(row["step"])] = row
-        if table not in self._columns:
-            self._columns[table] = _columns(path)
-        columns = self._columns[table]
-        with self._writing(path):
-            if new := [name for name in row if name not in columns]:
-                columns += new
-                _write_table(path, columns, read_table(path, at_damage="skip") if path.exists() else [])
-            with path.open("a", newline="") as file:
-                _writer(file, columns).writerow(_in_text(row))
-                if table == "eval":  # the checkpoint that it was made from may go now
-                    file.flush()
-                    flush(file.fileno())
+        with self._writing(self._tables[table].path):
+            self._tables[table].append(row, to_disk=is_evaluation)
         if self._wandb is not None:
             self._wandb.log({"update" if name == "step" else name: value for name, value in row.items()})
-        if table == "eval":
-            checkpoints.prune(self.path / "checkpoints", keep=self._due_checkpoints())
+        if is_evaluation:  # the checkpoint that it was made from may go now
+            self.checkpoints.prune(keep=self.due_checkpoints())
 
     def track(self, project: str) -> None:
         """Send every row to Weights & Biases too.
@@ -361,39 +389,8 @@ class RunDirectory:
             self._lock.close()
 
 
-def headline_steps(suite: str, args: Mapping[str, Any], evaluated: Collection[int]) -> list[int]:
-    """The evaluations whose mean is the headline score, as the papers take it: the last that were due. Never the best.
-
-    An earlier one does not stand in for one that is missing, nor, of a fine-tuned run, one from before the switch.
-    """
-    end, interval, switch = max(evaluated), args["eval_interval"], args["offline_steps"]
-    due = sorted({end, *range(interval, end, interval)})
-    last = [step for step in due if end <= switch or step > switch][-HEADLINE_EVALUATIONS[suite] :]
-    return [step for step in last if step in evaluated]
-
-
-def score_metric(evaluations: Iterable[Row]) -> str:
-    """The metric that is the score of these evaluations.
-
-    Raises:
-        KeyError: they have none.
-    """
-    had = set().union(*evaluations)
-    for metric in SCORES:
-        if metric in had:
-            return metric
-    raise KeyError(f"none of {', '.join(SCORES)}")
-
-
-def scores(evaluations: Iterable[Row]) -> dict[int, float]:
-    """By step, the score of each evaluation that has it; `KeyError` if none has.
-
-    An environment may report success only where there is one: where it reports none, there was none.
-    """
-    rows = list(evaluations)
-    metric = score_metric(rows)
-    rows = [{metric: 0.0} | row if metric == "evaluation/success" else row for row in rows]
-    return {int(row["step"]): row[metric] for row in rows if metric in row}
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -443,53 +440,3 @@ def import_wandb() -> Any:
     except ImportError as error:
         raise UserError("--track needs Weights & Biases: pip install wandb") from error
     return wandb
-
-
-def read_table(path: pathlib.Path, *, at_damage: Literal["raise", "skip", "stop"] = "raise") -> list[Row]:
-    """The complete rows of a CSV file, without empty cells; the half-written last line of a killed run is left out.
-
-    Args:
-        path: CSV file with a column `step`.
-        at_damage: leave damaged rows out (what a power cut leaves), or stop before the first, instead of raising.
-
-    Raises:
-        UserError: a row is damaged.
-    """
-    header, *lines = path.read_text(errors="replace").split("\n")[:-1] or [""]
-    rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = dict(zip(header.split(","), line.split(","), strict=True))
-            metrics = {name: float(value) for name, value in row.items() if name != "step" and value}
-            rows.append({"step": int(row["step"])} | metrics)
-        except (KeyError, ValueError) as error:
-            if at_damage == "raise":
-                raise UserError(f"{path}: row {number} is damaged ({error})") from error
-            if at_damage == "stop":
-                break
-    return rows
-
-
-def _columns(path: pathlib.Path) -> list[str]:
-    """The header of a table; empty if there is none yet."""
-    if not path.exists():
-        return []
-    with path.open(errors="replace") as file:
-        return [name for name in file.readline().rstrip("\n").split(",") if name]
-
-
-def _write_table(path: pathlib.Path, columns: list[str], rows: list[Row]) -> None:
-    text = io.StringIO()
-    if columns:
-        writer = _writer(text, columns)
-        writer.writeheader()
-        writer.writerows(map(_in_text, rows))
-    write_whole(path, lambda temporary: temporary.write_text(text.getvalue()))
-
-
-def _writer(file: io.TextIOBase, columns: list[str]) -> csv.DictWriter:
-    return csv.DictWriter(file, columns, restval="", lineterminator="\n")
-
-
-def _in_text(row: Row) -> dict[str, int | str]:
-    return {name: value if isinstance(value, int) else format(value, ".9g") for name, value in row.items()}

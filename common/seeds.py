@@ -1,16 +1,17 @@
 """Several seeds in one program: their keys, and which device trains which."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
+
+from common import machine
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
-
-from common import machine
 
 
 class RunKeys(NamedTuple):
@@ -65,6 +66,23 @@ class Seeds:
         """What `init` makes of the initialisation key of each seed, in their places."""
         options = machine.quick_to_compile()
         return jax.jit(jax.vmap(init), out_shardings=self.by_seed, compiler_options=options)(self.keys.init)
+
+    def vmap(
+        self, function: Callable[..., Any], *, shared: Collection[int] = (), donate: Sequence[int] = ()
+    ) -> Callable[..., Any]:
+        """`function` of one seed, compiled to run for all of them at once, wherever their places are.
+
+        Args:
+            function: of arrays.
+            shared: positions of arguments that are the same for all seeds, without an axis of places.
+            donate: of arguments whose memory the result may take.
+        """
+
+        @functools.partial(jax.jit, donate_argnums=donate, compiler_options=machine.quick_to_run())
+        def together(*arguments: Any) -> Any:
+            return jax.vmap(function, [None if i in shared else 0 for i in range(len(arguments))])(*arguments)
+
+        return together
 
 
 def keys_of_runs(seeds: Sequence[int] | Int[np.ndarray, " seeds"]) -> RunKeys:

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from clone import REPOSITORY
 from common.arguments import RunArgs, flag
 from common.errors import describe_os_error
 from common.files import holder_of, try_lock, write_whole
 from common.processes import usable_cores
 from common.roles import Role, with_role
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 POLITE = {0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # told to stop: no failure
 GRACE_S = 600  # no longer between Slurm's asking a job to end and ending it
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -229,7 +229,7 @@ def together(sweep: pathlib.Path, method: str, seeds: Iterable[int], seeds_per_j
 # ---- Work ------------------------------------------------------------------------------------------------------------
 
 
-class Workers:
+class Supervisor:
     """Does jobs, one at a time in each place. Those under way can be stopped from a signal handler."""
 
     def __init__(self, attempts: int, say: Callable[[str], None] = print):
@@ -256,8 +256,13 @@ class Workers:
                     job = waiting.popleft()
                     if job.holder:
                         self._say(f"left to {job.holder}: {job.name}")
-                    elif not job.is_done and not self._start(job, free):  # by another one, meanwhile
-                        (waiting if self._again(job) else failed).append(job)
+                    elif not job.is_done:  # by another one, meanwhile
+                        try:
+                            self._start(job, free[0])
+                            free.popleft()
+                        except OSError as error:
+                            again = self._fail(job, f"it cannot be started ({describe_os_error(error)})")
+                            (waiting if again else failed).append(job)
                 for job, (process, place, begin) in list(self._running.items()):
                     if process.poll() is None:
                         continue
@@ -270,8 +275,8 @@ class Workers:
                         stopped.append(job)
                         self._say(f"stopped: {job.name}")
                     else:
-                        self._fail(job, job.last_word(begin, process.returncode))
-                        (waiting if self._again(job) else failed).append(job)
+                        again = self._fail(job, job.last_word(begin, process.returncode))
+                        (waiting if again else failed).append(job)
                 time.sleep(0.1)
         except BaseException:  # nobody else would end them
             self.stop()
@@ -279,35 +284,27 @@ class Workers:
             raise
         return failed, stopped
 
-    def _start(self, job: Job, free: collections.deque[Place]) -> bool:
-        """Start it in the first place that is free, if that is possible."""
-        try:
-            end = job.log.stat().st_size if job.log.exists() else 0
-            process = job.start(free[0])
-        except OSError as error:
-            self._fail(job, f"it cannot be started ({describe_os_error(error)})")
-            return False
-        place = free.popleft()
+    def _start(self, job: Job, place: Place) -> None:
+        """Raises `OSError` where that is not possible."""
+        end = job.log.stat().st_size if job.log.exists() else 0
+        process = job.start(place)
         self._running[job] = process, place, end
         self._say(f"started on {place.name}: {job.name}")
         if self.stopping:  # since just now
             process.terminate()
-        return True
 
-    def _fail(self, job: Job, line: str) -> None:
-        """Count a failure, say it, and leave a note."""
+    def _fail(self, job: Job, line: str) -> bool:
+        """Count a failure, say it, leave a note; whether it will be tried again."""
         before = job.failure.attempts if job.failure else 0
         self._failures[job] = max(self._failures[job], before) + 1  # here, too: there may be no room for a note
-        attempts = "will be tried again" if self._again(job) else "given up"
-        self._say(f"failed ({attempts}): {job.name}: {line}")
+        again = self._failures[job] < self._attempts
+        self._say(f"failed ({'will be tried again' if again else 'given up'}): {job.name}: {line}")
         try:
             node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
             job.remember(Failure(self._failures[job], node, line))
         except OSError as error:
             self._say(f"no note of that can be written ({describe_os_error(error)}): {job.name}")
-
-    def _again(self, job: Job) -> bool:
-        return self._failures[job] < self._attempts
+        return again
 
     def stop(self) -> None:
         """Ask the jobs that are under way to save and end, and begin no other."""
@@ -334,11 +331,11 @@ class SlurmTask:
 
     place: Place  # of each
     attempts: int  # each on another node
-    workers: Workers = dataclasses.field(default_factory=lambda: Workers(1, say=functools.partial(print, flush=True)))
 
     def __call__(self, jobs: tuple[Job, ...]) -> None:
         """Do them; what fails is tried again on another node."""
-        failed, stopped = self.workers.work(jobs, sharing_cores([self.place] * len(jobs)))
+        self.supervisor = Supervisor(1, say=functools.partial(print, flush=True))
+        failed, stopped = self.supervisor.work(jobs, sharing_cores([self.place] * len(jobs)))
         if stopped:  # by Slurm, which tells all processes: were this one to end by itself, it would not be queued again
             time.sleep(GRACE_S)
         if any(job.failure and job.failure.attempts < self.attempts for job in failed):
@@ -348,8 +345,8 @@ class SlurmTask:
         """Called by submitit on the signal that comes before preemption or the time limit: save. It requeues then."""
         from submitit.helpers import DelayedSubmission
 
-        self.workers.stop()
-        self.workers.wait()
+        self.supervisor.stop()
+        self.supervisor.wait()
         return DelayedSubmission(SlurmTask(self.place, self.attempts), jobs)
 
 

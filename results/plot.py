@@ -13,24 +13,22 @@ import math
 import pathlib
 import textwrap
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import clone  # noqa: F401 (first: it lets this import the clone's modules)
+import figures
+import runs
+from common.errors import exit_in_one_line
+from common.scores import SCORES
+from published import published_scores
+from runs import Comparison, Run, natural
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 import tyro
 from matplotlib.axes import Axes
-
-import runs
-from common.errors import exit_in_one_line
-from common.files import write_whole
-from common.run_directory import SCORES
-from published import published_scores
-from runs import Comparison, Run, natural
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. The paper's methods have the same in every figure.
 COLOURS = {"DROL(16)": "#0072B2", "FQL": "#D55E00", "DROL*": "#009E73"}
@@ -43,7 +41,7 @@ COLUMNS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class PlotArgs:
     """Learning curves, scores and statistics of runs, as FILE.pdf and FILE.png."""
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
@@ -54,8 +52,7 @@ class Args:
     """Learning curves over updates, or over wall-clock minutes (evaluation included)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How a method is drawn."""
 
     colour: str
@@ -146,7 +143,7 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
             first = comparison.tasks[task][method][0]
             published = paper.get((first.paper_group, first.algorithm))
             if published is not None:
-                line = axes.hlines(published.mean, left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
+                line = axes.hlines(published[0], left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
                 line.set_label("paper: mean over the tasks of the group, full training")
     rotation, side = (0, "center") if len(tasks) <= 2 else (20, "right") if len(tasks) <= 12 else (90, "center")
     axes.set_xticks(range(len(tasks)), tasks, rotation=rotation, ha=side)
@@ -239,32 +236,29 @@ def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[s
     axes.grid(alpha=0.3, lw=0.5)
 
 
+def arrange(tasks: list[str], statistics: list[str]) -> list[list[str]]:
+    """Rows of panels, as `subplot_mosaic` takes them: curves, then the bars in all the room that statistics leave."""
+    if len(tasks) == 1:
+        return [[*tasks, "scores"]]
+    columns = min(max(len(tasks), 3 if statistics else 2), COLUMNS)
+    curves = tasks + ["."] * (-len(tasks) % columns)
+    rows = [curves[i : i + columns] for i in range(0, len(curves), columns)]
+    if len(tasks) <= 12:
+        return [*rows, ["scores"] * (columns - len(statistics)) + statistics]
+    rest = statistics + ["."] * (columns - len(statistics))
+    return [*rows, ["scores"] * columns, *([rest] if statistics else [])]  # so many bars need the whole width
+
+
 def draw(comparison: Comparison, x: str) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
-    plt.rcParams["text.parse_math"] = False  # names of runs and tasks are no formulas
     style = styles({*comparison.methods, *comparison.algorithms})
     tasks, common = list(comparison.tasks), common_tasks(comparison)
     scores = {
         algorithm: [np.array([run.score for run in of[algorithm]]) for of in common.values()]
         for algorithm in comparison.algorithms
     }
-    panels = [*tasks, "scores"]
-    columns = min(max(len(tasks), 2), COLUMNS)
-    if len(common) >= 2:
-        panels += ["means", "profiles"]
-        columns = max(columns, 3)
-    if len(tasks) > 1:  # curves have rows of their own
-        panels[len(tasks) : len(tasks)] = [None] * (-len(tasks) % columns)
-    panels += [None] * (-len(panels) % columns)
-    mosaic = [[name or "." for name in panels[i : i + columns]] for i in range(0, len(panels), columns)]
-    if len(tasks) > 12:  # bars need the whole width
-        rest = [name for name in mosaic.pop() if name not in ("scores", ".")]
-        mosaic += [["scores"] * columns, *([rest + ["."] * (columns - len(rest))] if rest else [])]
-    elif len(mosaic[-1]) > mosaic[-1].index("scores") + 1 and len(tasks) > 1:  # the bars take the room that is left
-        mosaic[-1] = ["scores"] * (1 + mosaic[-1].count(".")) + [n for n in mosaic[-1] if n not in ("scores", ".")]
-
-    width = PANEL[0] * columns
+    mosaic = arrange(tasks, ["means", "profiles"] if len(common) >= 2 else [])
+    width = PANEL[0] * len(mosaic[0])
     lines = map(drawable, _caption(comparison, x))
     caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in lines)
     foot = 0.125 * (caption.count("\n") + 1) + 0.1
@@ -341,20 +335,12 @@ def _caption(comparison: Comparison, x: str) -> list[str]:
     return lines + comparison.notes
 
 
-def main(args: Args) -> None:
+def main(args: PlotArgs) -> None:
     """Read, draw, write."""
     comparison = runs.read(list(args.runs))
     runs.report(comparison.notes)
-    figure = draw(comparison, args.x)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for ending in (".pdf", ".png"):
-        path = args.out.with_name(args.out.name + ending)
-        # No date inside: the same runs give the same file.
-        options = {"dpi": 160, "metadata": {"CreationDate": None} if ending == ".pdf" else None}
-        write_whole(path, lambda temporary, options=options: figure.savefig(temporary, **options))
-        print(path)
-    plt.close(figure)
+    print(*figures.save(draw(comparison, args.x), args.out), sep="\n")
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(PlotArgs)))

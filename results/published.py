@@ -1,27 +1,21 @@
 """The published scores: Table 1 of arXiv 2604.22229 (see paper/README.md)."""
 
 import csv
-import dataclasses
-import pathlib
 
+from clone import RESULTS
 from common.env_ids import D4RL_MINARI_IDS, EnvSpec
 
-TABLE = pathlib.Path(__file__).parent / "paper" / "results.csv"
+TABLE = RESULTS / "paper" / "results.csv"
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """Success rate or normalised score in percent, over tasks and seeds; deviation nan where none is published."""
+def published_scores() -> dict[tuple[str, str], tuple[float, float]]:
+    """(group, method) -> mean and deviation over tasks and seeds, of the success rate or normalised score in percent.
 
-    mean: float
-    deviation: float
-
-
-def published_scores() -> dict[tuple[str, str], Published]:
-    """(group, method) -> score; group 'ogbench/cube-double', method 'DROL(16)'."""
+    Groups are called 'ogbench/cube-double', methods 'DROL(16)'; a deviation that is not published is nan.
+    """
     with TABLE.open() as file:
         return {
-            (row["group"], row["method"]): Published(float(row["mean"]), float(row["std"] or "nan"))
+            (row["group"], row["method"]): (float(row["mean"]), float(row["std"] or "nan"))
             for row in csv.DictReader(file)
             if row["mean"]
         }

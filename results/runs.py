@@ -8,17 +8,17 @@ import re
 import sys
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-import numpy as np
-
-from common import algorithms, mujoco_versions, run_directory
-from common.datasets import describe_source
+from common import algorithms, mujoco_versions
+from common.data.sources import describe_source
 from common.env_ids import EnvSpec
 from common.errors import UserError, describe_os_error
-from common.run_directory import HEADLINE_EVALUATIONS, Row, score_metric, scores
+from common.run_directory import read_config
+from common.scores import evaluations_in_score, headline_steps, score_metric, scores
+from common.tables import Row, read_table
 from identity import describe_value, identify
 from published import group_of
+
+import numpy as np
 
 
 def natural(name: str) -> list[str | int]:
@@ -80,7 +80,7 @@ class Run:
     @property
     def headline_steps(self) -> list[int]:
         """The evaluations that make the headline score, as the papers take it: the last that were due."""
-        return run_directory.headline_steps(self.spec.suite, self.args, self.curve)
+        return headline_steps(self.spec.family, self.args, self.curve)
 
     @property
     def score(self) -> float:
@@ -199,7 +199,7 @@ def _notes_on(comparison: Comparison) -> list[str]:
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
             for run in members:
-                last, total, wanted = max(run.curve), run.total_steps, HEADLINE_EVALUATIONS[run.spec.suite]
+                last, total, wanted = max(run.curve), run.total_steps, evaluations_in_score(run.spec.family)
                 if not run.is_finished:
                     notes.append(f"unfinished, no score: {run.name} ({task}, {method}: {last:,} of {total:,} updates)")
                 elif len(run.headline_steps) < wanted:
@@ -250,7 +250,7 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
     Raises:
         UserError: it cannot be used.
     """
-    config = run_directory.read_config(path)
+    config = read_config(path)
     evaluations, times = _read_table(path, name, "eval", notes), _read_table(path, name, "time", notes)
     if not evaluations:
         raise UserError(f"{name} has no evaluation yet")
@@ -279,7 +279,6 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
             machine=config["device"] + (f", {together} seeds together" if together > 1 else ""),
             unlike=mujoco_versions.difference(spec, config["dataset"], mujoco) if mujoco else None,
         )
-        HEADLINE_EVALUATIONS[spec.suite]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{name}: config.json or a table is damaged ({error!r})") from error
     if len(run.curve) < len(evaluations):
@@ -294,10 +293,10 @@ def _read_table(path: pathlib.Path, name: str, table: str, notes: list[str]) -> 
     if not file.exists():
         return []
     try:
-        return run_directory.read_table(file)
+        return read_table(file)
     except UserError as error:
         notes.append(f"only what comes before the damage is used: {str(error).replace(str(path), name)}")
-        return run_directory.read_table(file, at_damage="stop")
+        return read_table(file, at_damage="stop")
     except OSError as error:
         raise UserError(f"{name}: {describe_os_error(error)}") from error
 

@@ -28,8 +28,7 @@ import tomllib
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from tabulate import tabulate
-
+import clone
 import runs
 from common import algorithms, command_line
 from common.arguments import Count, RunArgs, complete, in_their_types
@@ -39,13 +38,13 @@ from common.files import holder_of, try_lock, write_whole
 from common.processes import usable_cores
 from common.progress import duration
 from common.roles import Role, with_role
-from common.run_directory import headline_steps, read_table, scores
+from common.scores import headline_steps, scores
+from common.tables import read_table
 from jobs import (
-    REPOSITORY,
     Job,
     Place,
     SlurmTask,
-    Workers,
+    Supervisor,
     config_of,
     is_begun,
     last_row,
@@ -55,13 +54,15 @@ from jobs import (
 )
 from published import group_of
 
+from tabulate import tabulate
+
 STAR = "drol-star"  # drol.py with the K that the paper tuned
 SLURM = {"job_name": "sweep", "time": 24 * 60, "signal_delay_s": 120}  # minutes, seconds to save in
 FETCH = "results/fetch.py"
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class SweepArgs:
     """Train a grid, here or on Slurm. Arguments of the training scripts are passed on; several values are a product."""
 
     folder: pathlib.Path = pathlib.Path("runs/sweep")
@@ -115,7 +116,7 @@ class Method(NamedTuple):
     seeds_per_job: int
 
 
-def grid(args: Args, passed_on: list[str]) -> list[Method]:
+def grid(args: SweepArgs, passed_on: list[str]) -> list[Method]:
     """Every method of the sweep, task by task.
 
     Raises:
@@ -296,7 +297,7 @@ def score_so_far(run: pathlib.Path) -> float | None:
     if not (run / "eval.csv").exists() or not (rows := read_table(run / "eval.csv", at_damage="stop")):
         return None
     config, by_step = config_of(run), scores(rows)
-    last = headline_steps(config["environment"]["suite"], config["args"], by_step)
+    last = headline_steps(config["environment"]["family"], config["args"], by_step)
     return sum(by_step[step] for step in last) / len(last)
 
 
@@ -431,9 +432,9 @@ def remembered(sweep: pathlib.Path) -> list[Method]:
     return nameable(sweep, list(methods.values()))
 
 
-def parse(words: list[str]) -> tuple[Args, list[str]]:
+def parse(words: list[str]) -> tuple[SweepArgs, list[str]]:
     """Arguments of the sweep, and those that it passes on."""
-    return command_line.read(Args, args=words, return_unknown_args=True)
+    return command_line.read(SweepArgs, args=words, return_unknown_args=True)
 
 
 def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
@@ -446,7 +447,7 @@ def data_jobs(sweep: pathlib.Path, methods: Iterable[Method]) -> list[Job]:
     return jobs
 
 
-def places_here(args: Args) -> list[Place]:
+def places_here(args: SweepArgs) -> list[Place]:
     """Where this machine does jobs at the same time."""
     share = sharing_a_gpu(args.jobs_per_gpu)
     on_gpus = [Place(f"gpu {gpu}", (("CUDA_VISIBLE_DEVICES", gpu), *share)) for gpu in gpus()] * args.jobs_per_gpu
@@ -466,32 +467,36 @@ def gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def work_here(args: Args, data: list[Job], jobs: list[Job]) -> None:
+def work_here(args: SweepArgs, data: list[Job], jobs: list[Job]) -> None:
     """Data first, with the whole machine; then the jobs. At the first Ctrl-C or SIGTERM they save, at the second not.
 
     Raises:
         UserError: a job failed.
     """
-    workers = Workers(args.attempts, lambda line: print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True))
+    supervisor = Supervisor(args.attempts, lambda line: print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True))
 
     def stop(*_: object) -> None:
-        os.write(2, b"\nkilling the jobs\n" if workers.stopping else b"\nstopping: jobs save; once more kills them\n")
-        workers.kill() if workers.stopping else workers.stop()
+        if supervisor.stopping:
+            os.write(2, b"\nkilling the jobs\n")
+            supervisor.kill()
+        else:
+            os.write(2, b"\nstopping: jobs save; once more kills them\n")
+            supervisor.stop()
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed, _ = workers.work(data, [Place("this machine")])
-        failed += workers.work(jobs, places_here(args))[0]
+        failed, _ = supervisor.work(data, [Place("this machine")])
+        failed += supervisor.work(jobs, places_here(args))[0]
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if workers.stopping:
+    if supervisor.stopping:
         print("stopped; the same command goes on", flush=True)
     elif failed:
         raise UserError(f"{len(failed)} of {len(data) + len(jobs)} jobs failed; --status names them")
 
 
-def slurm_parameters(args: Args) -> dict[str, Any]:
+def slurm_parameters(args: SweepArgs) -> dict[str, Any]:
     """What submitit is told. Raises `UserError` for what is not KEY=VALUE, or a file that is not TOML."""
     parameters = dict(SLURM)
     if args.slurm_config is not None:
@@ -511,7 +516,7 @@ def slurm_parameters(args: Args) -> dict[str, Any]:
     return parameters
 
 
-def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) -> None:
+def submit(args: SweepArgs, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) -> None:
     """One array for the data sets, and one for the jobs, which waits for it.
 
     Raises:
@@ -522,7 +527,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
     except ImportError as error:
         raise UserError("--on slurm needs submitit: pip install submitit") from error
     parameters = slurm_parameters(args)
-    path = shlex.quote(f"{REPOSITORY / 'results'}:{REPOSITORY}")
+    path = shlex.quote(f"{clone.RESULTS}:{clone.REPOSITORY}")
     setup = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", *parameters.pop("setup")]
     task = SlurmTask(Place("this node", sharing_a_gpu(args.jobs_per_gpu)), args.attempts)
 
@@ -553,7 +558,7 @@ def submit(args: Args, sweep: pathlib.Path, data: list[Job], jobs: list[Job]) ->
         raise UserError(f"Slurm: {error}") from error
 
 
-def start(args: Args, sweep: pathlib.Path, standing: Standing) -> None:
+def start(args: SweepArgs, sweep: pathlib.Path, standing: Standing) -> None:
     """What nobody does yet, and should be done."""
     jobs = [job for states in standing.values() for job in states if states[job] in ("failed", "stopped", "new")]
     methods, begun = {job.method for job in jobs}, {config.parts[-3] for config in sweep.glob("*/*/config.json")}
@@ -585,7 +590,7 @@ def main(words: list[str]) -> None:
         raise UserError(f"{len(named) - len(methods)} of {len(named)} methods were left out: their names are too long")
 
 
-def go_on(args: Args, sweep: pathlib.Path, methods: list[Method], words: list[str]) -> None:
+def go_on(args: SweepArgs, sweep: pathlib.Path, methods: list[Method], words: list[str]) -> None:
     """Print the grid, remember the command, and start what nobody does yet."""
     lock_file = sweep / "jobs" / ".lock"
     lock_file.parent.mkdir(parents=True, exist_ok=True)

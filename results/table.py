@@ -13,21 +13,22 @@ import functools
 import io
 import pathlib
 
-import numpy as np
-import tyro
-from tabulate import tabulate
-
+import clone  # noqa: F401 (first: it lets this import the clone's modules)
 import runs
 from common.errors import exit_in_one_line
 from common.files import write_whole
 from published import num_tasks, published_scores
 from runs import Comparison, Run, describe_value
 
+import numpy as np
+import tyro
+from tabulate import tabulate
+
 PAPER_METHODS = ("DROL(16)", "DROL*", "FQL")
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class TableArgs:
     """Tables of runs beside the paper's: Markdown, CSV, LaTeX."""
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
@@ -60,8 +61,8 @@ def group_table(comparison: Comparison) -> Table:
     for method in dict.fromkeys((*PAPER_METHODS, *comparison.algorithms)):
         cells = [_group_cell(comparison, group, size, method) for group, size in sizes.items()]
         if method in PAPER_METHODS:
-            published = [paper[group, method] for group in sizes]
-            columns |= {method: cells, f"{method}, paper": [f"{p.mean:g} ± {p.deviation:g}" for p in published]}
+            published = ["{:g} ± {:g}".format(*paper[group, method]) for group in sizes]
+            columns |= {method: cells, f"{method}, paper": published}
         elif any("±" in cell for cell in cells):
             columns[method] = cells
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -119,7 +120,7 @@ def task_table(comparison: Comparison, threshold: float) -> Table:
                     describe_value(first.args["hidden_sizes"]),
                     *crossing(comparison.counted(task, method), threshold),
                     first.data,
-                    "-" if published is None else f"{published.mean:g} ± {published.deviation:g}",
+                    "-" if published is None else "{:g} ± {:g}".format(*published),
                 ]
             )
     header = ["task", "method", "score", "seeds", "updates", "episodes", "hidden sizes"]
@@ -173,7 +174,7 @@ def to_csv(tables: list[Table], notes: list[str]) -> str:
     return text.getvalue()
 
 
-def main(args: Args) -> None:
+def main(args: TableArgs) -> None:
     """Read, tabulate, write."""
     comparison = runs.read(list(args.runs))
     tables = [group_table(comparison), task_table(comparison, args.threshold)]
@@ -191,4 +192,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(TableArgs)))

@@ -14,6 +14,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is there: each test process woul
 import equinox  # noqa: F401
 import gymnasium  # noqa: F401
 import hypothesis
+import jax
 import optax  # noqa: F401
 import pytest
 from jaxtyping import install_import_hook
@@ -21,8 +22,12 @@ from jaxtyping import install_import_hook
 REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+# What Python compiles of a module is kept, or each of a hundred processes spends up to two seconds on that again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Nearly all the time of these tests goes into compiling tiny programs, here and in the processes that are started.
-# XLA leaves out here what makes programs run fast; a chunk compiles three times faster. Before JAX is used, hence asked
+# XLA leaves out here what makes programs run fast; a chunk compiles six times faster. Before JAX is used, hence asked
 # for in another process, and once for all that run tests.
 QUICK = {
     "xla_backend_optimization_level": 0,
@@ -30,16 +35,31 @@ QUICK = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+RUNS_LONG = " --xla_backend_optimization_level=1"  # beside them, for batches of 256: runs five times faster
+# What one of these processes compiles, the others load, the next time too: JAX tells programs apart by all that they
+# are made of, but for the processor. (pytest --cache-clear removes it.)
+CACHE = REPOSITORY / ".pytest_cache" / "d"  # where pytest keeps things between runs
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    ask = f"from common import machine; print(*(f'--{{o}}={{v}}' for o, v in machine.known_options({QUICK}).items()))"
-    flags = subprocess.run([sys.executable, "-c", ask], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    os.environ["XLA_FLAGS"] = flags.stdout.strip()
+    ask = f"""
+import pathlib
+from common import compiled, machine
+folder = pathlib.Path({str(CACHE)!r}, "compiled-" + compiled.processor())
+compiled.forget_oldest(folder)
+print(folder, *(f"--{{o}}={{v}}" for o, v in machine.known_options({QUICK}).items()), sep="\\n")
+"""
+    told = subprocess.run([sys.executable, "-c", ask], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    folder, *flags = told.stdout.splitlines()
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import drol  # noqa: E402
-from common import collect  # noqa: E402
 from common.arguments import from_command_line  # noqa: E402
+from common.data import collect  # noqa: E402
 from common.env_ids import resolve  # noqa: E402
 from common.errors import exit_in_one_line  # noqa: E402
 
@@ -47,18 +67,15 @@ hypothesis.settings.register_profile("default", deadline=None, max_examples=50) 
 hypothesis.settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end, no process waits for another."""
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("slow")), default=0))
+
+
 def shared_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """One for all processes that run tests."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever one of the processes that tests start has compiled serves all those after it."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared_temporary_folder(tmp_path_factory) / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +97,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pathlib.Path
 
 def collected(env_id: str, once: Callable[..., pathlib.Path], episodes: int, **sizes: int) -> pathlib.Path:
     spec = resolve(env_id)
-    folder = once(env_id, lambda folder: collect.collect(spec, folder, episodes=episodes, **sizes))
+    folder = once(env_id, lambda folder: collect.collect_data(spec, folder, episodes=episodes, **sizes))
     return collect.collected_path(spec, folder, episodes, 0)
 
 
@@ -93,7 +110,7 @@ def pointmaze_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def cube_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
     """cube-single, 2 episodes of 1001 steps."""
-    return collected("cube-single", once, 2, val_episodes=0, workers=2)
+    return collected("cube-single", once, 2, val_episodes=0, workers=1)
 
 
 def copy_repository(folder: pathlib.Path) -> pathlib.Path:

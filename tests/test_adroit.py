@@ -4,29 +4,25 @@ import json
 import pathlib
 import shutil
 
+import drol
+from common import minari_envs
+from common.arguments import RunArgs
+from common.data import collect, experts, sources
+from common.env_ids import resolve
+from common.errors import UserError
+
 import minari
 import numpy as np
 import pytest
 from conftest import run_script
 from toys import double_precision
 
-import drol
-from common import adroit, datasets, minari_data
-from common.env_ids import resolve
-from common.errors import UserError
-
 HORIZON = {"door": 200, "pen": 100, "hammer": 200, "relocate": 200}
 
 
 def load(env_id: str, source: str = "collect", dataset_path: pathlib.Path | None = None):
-    return datasets.load(
-        resolve(env_id),
-        dataset_path=dataset_path,
-        dataset_dir=pathlib.Path("unused"),
-        source=source,
-        collect_episodes=2,
-        collect_workers=2,
-    )
+    args = RunArgs(dataset_path=dataset_path, data_source=source, collect_episodes=2, collect_workers=2)
+    return sources.load(resolve(env_id), args)
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +31,9 @@ def collected(once) -> pathlib.Path:
 
     def make(folder: pathlib.Path) -> None:
         folder.mkdir()
-        with minari_data.datasets_in(folder):
+        with minari_envs.datasets_in(folder):
             for hand in HORIZON:
-                adroit.collect(resolve(f"{hand}-expert"), episodes=2, workers=2)
+                collect.collect_data(resolve(f"{hand}-expert"), None, episodes=2, workers=2)
 
     return once("hands", make)
 
@@ -53,20 +49,20 @@ def here(collected, monkeypatch) -> pathlib.Path:
 def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand, here):
     dataset = minari.load_dataset(f"collected/{hand}/expert-2-seed0-v0")
     assert (dataset.total_episodes, dataset.total_steps) == (2, 2 * HORIZON[hand])
-    low, high = minari_data.REFERENCE_SCORES[hand]
+    low, high = minari_envs.REFERENCE_SCORES[hand]
     scores = [100 * (episode.rewards.sum() - low) / (high - low) for episode in dataset.iterate_episodes()]
     assert max(scores) > 60
     assert not np.array_equal(*(episode.observations[0] for episode in dataset.iterate_episodes()))
     data, origin = load(f"{hand}-expert")
     assert data.num_transitions == 2 * HORIZON[hand]
     assert data.masks[data.transitions].min() == 1  # the hand's episodes are cut, never complete
-    described = datasets.describe_source(origin)
+    described = sources.describe_source(origin)
     assert described == "collected: 2 episodes of a policy trained with DROL, seed 0"
 
 
 def test_episodes_do_not_depend_on_the_number_of_workers(here, tmp_path):
-    with minari_data.datasets_in(tmp_path):
-        adroit.collect(resolve("door-expert"), episodes=2, workers=1)
+    with minari_envs.datasets_in(tmp_path):
+        collect.collect_data(resolve("door-expert"), None, episodes=2, workers=1)
         alone = minari.load_dataset("collected/door/expert-2-seed0-v0")
     together = minari.load_dataset("collected/door/expert-2-seed0-v0")
     for a, b in zip(alone.iterate_episodes(), together.iterate_episodes(), strict=True):
@@ -79,10 +75,10 @@ def test_the_hand_acts_as_a_one_step_actor_of_drol():
     import jax
     import jax.numpy as jnp
 
-    with np.load(adroit.EXPERTS / "door.npz") as arrays:
+    with np.load(experts.EXPERTS / "door.npz") as arrays:
         layers = [(arrays[f"layer{i}_kernel"], arrays[f"layer{i}_bias"]) for i in range(3)]
     actor = drol.MLP(67, 28, (64, 64), key=jax.random.key(0))
-    observation, policy = np.linspace(-1, 1, 39), adroit.load_hand("door")
+    observation, policy = np.linspace(-1, 1, 39), experts.load_hand("door")
     np.random.seed(3)
     direction = np.random.normal(size=28)
     radius = np.sqrt(28) * np.random.uniform() ** (1 / 28)
@@ -119,6 +115,7 @@ def test_damaged_and_foreign_data_in_its_place_is_named(here, tmp_path, monkeypa
         load("door-expert")
 
 
+@pytest.mark.slow(6)
 def test_a_policy_is_trained_on_it(here, tmp_path):
     arguments = ("--env-id", "door-expert", "--data-source", "collect", "--collect-episodes", 2, "--hidden-sizes", 8)
     small = ("--batch-size", 8, "--offline-steps", 100, "--eval-episodes", 1, "--eval-workers", 1)

@@ -1,18 +1,12 @@
 """What drol.py and fql.py share, and that they share it to the letter."""
 
 import ast
+import contextlib
 import csv
 import dataclasses
 import functools
 import inspect
 import json
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-from conftest import REPOSITORY
-from toys import ACTION_DIM, OBSERVATION_DIM, PROBE, chunk, completed, init, make_args, random_dataset, train
 
 import drol
 import fql
@@ -21,14 +15,34 @@ from common.env_ids import resolve
 from common.replay import Batches, Dataset
 from common.seeds import Seeds
 
-ALGORITHMS = [algorithms.load(name) for name in algorithms.names()]  # yours, too
-# What the papers differ in. Everything else is equal to the letter, in every algorithm file there is.
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from toys import (
+    ACTION_DIM,
+    OBSERVATION_DIM,
+    PROBE,
+    batches_of,
+    chunk,
+    completed,
+    init,
+    make_args,
+    random_dataset,
+    train,
+)
+
+BOTH = pytest.mark.parametrize("algorithm", [drol, fql], ids=["drol", "fql"])
+NAMES = algorithms.names()  # yours, too
+ALL = pytest.mark.parametrize("algorithm", [algorithms.load(name) for name in NAMES], ids=NAMES)
+# What the papers differ in. Everything else is equal to the letter.
 DIFFERENT = {
     *("ALGORITHM", "Args", "Published", "DEFAULT", "PUBLISHED", "ONLINE_ALPHA", "published_settings", "method"),
     *("Params", "init_params", "sample_latents", "Noise", "sample_noise"),
-    *("sample_action", "sample_next_actions", "best_action", "densest", "actor_loss", "flow_actions"),
+    *("sample_action", "sample_next_actions", "actor_loss", "flow_actions"),
+    *("sample_best_action", "best_next_actions", "best_action", "densest"),
 }
-OF_ONE = {"ONLINE_ALPHA", "best_action", "densest", "flow_actions"}
 
 
 def definitions(path) -> dict[str, str]:
@@ -47,9 +61,8 @@ def test_there_are_algorithm_files():
     assert set(algorithms.names()) >= {"drol", "fql"}
 
 
-@pytest.mark.parametrize("name", algorithms.names())
-def test_everything_else_is_equal_to_the_letter(name):
-    ours, theirs = definitions(REPOSITORY / "drol.py"), definitions(REPOSITORY / f"{name}.py")
+def test_everything_else_is_equal_to_the_letter():
+    ours, theirs = (definitions(REPOSITORY / f"{name}.py") for name in ("drol", "fql"))
     shared = [piece for piece in ours if piece not in DIFFERENT]
     assert [piece for piece in theirs if piece in shared] == shared
     assert {piece for piece in shared if ours[piece] != theirs[piece]} == set()
@@ -62,11 +75,12 @@ def test_what_differs_differs():
 
 
 def test_arguments_differ_in_the_last_group_alone():
-    shared = {inspect.getsource(algorithm.Args).split("    # The algorithm's own\n")[0] for algorithm in ALGORITHMS}
+    shared = {inspect.getsource(algorithm.Args).split("    # The algorithm's own\n")[0] for algorithm in (drol, fql)}
     assert len(shared) == 1
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@ALL
+@pytest.mark.slow(4)
 def test_chunks_do_not_change_the_result(algorithm):
     args = make_args(algorithm)
     dataset = jax.device_put(random_dataset())
@@ -83,7 +97,7 @@ def test_chunks_do_not_change_the_result(algorithm):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@BOTH
 def test_metrics_of_a_chunk_are_those_of_its_updates(algorithm):
     args, key = make_args(algorithm), jax.random.key(1)
     dataset, state = jax.device_put(random_dataset()), init(algorithm, args, 0)
@@ -97,37 +111,33 @@ def test_metrics_of_a_chunk_are_those_of_its_updates(algorithm):
             np.testing.assert_allclose(of_chunk[name][i], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@ALL
+@pytest.mark.slow(5)
 def test_a_vmapped_seed_equals_that_seed_alone(algorithm):
     args = make_args(algorithm)
     dataset = jax.device_put(random_dataset())
     keys = jax.random.split(jax.random.key(5), 3)
     init_one = functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)
-    train_one = functools.partial(algorithm.train_chunk, args, num_updates=100)
-    together, _ = jax.jit(jax.vmap(train_one, in_axes=(0, None, 0)))(jax.jit(jax.vmap(init_one))(keys), dataset, keys)
-    alone, _ = jax.jit(train_one)(jax.jit(init_one)(keys[1]), dataset, keys[1])
+    train_one = functools.partial(algorithm.train_chunk, args)
+    batches = jax.jit(jax.vmap(lambda key: batches_of(args, dataset, key, 0, 100)))(keys)
+    together, _ = jax.jit(jax.vmap(train_one))(jax.jit(jax.vmap(init_one))(keys), batches, keys)
+    first = jax.tree.map(lambda leaf: leaf[1], batches)
+    alone, _ = jax.jit(train_one)(jax.jit(init_one)(keys[1]), first, keys[1])
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_batches_from_the_host_are_those_that_the_device_draws(algorithm):
-    seeds, results = Seeds([3]), []
-    for memory in ("device", "host"):
-        args = make_args(algorithm, data_memory=memory)
-        batches = Batches(args, random_dataset(), seeds, algorithm.keys_of_update, lambda step: step + 4)
-        state = init(algorithm, make_args(algorithm), 0)
-        for step in (0, 4):  # the second chunk does not begin with the first update
-            data = batches(step, step + 4)
-            if memory == "host":
-                data = jax.tree.map(lambda leaf: leaf[0], data)
-                assert data.rewards.shape == (4, args.batch_size)
-            train = jax.jit(functools.partial(algorithm.train_chunk, make_args(algorithm), num_updates=4))
-            state, _ = train(state, data, seeds.keys.train[0])
-        batches.close()
-        results.append(state)
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+@pytest.mark.slow(3)
+@pytest.mark.parametrize("memory", ["device", "host"])
+def test_batches_are_those_of_their_updates_wherever_the_data_lies(memory):
+    seeds, dataset, args = Seeds([3, 4]), random_dataset(), make_args(drol, data_memory=memory)
+    with contextlib.closing(Batches(args, dataset, seeds, drol.keys_of_update, lambda step: step + 4)) as batches:
+        for step in (0, 4, 8, 4):  # the last is not what was fetched ahead
+            each = batches(step, step + 4)
+            for place, key in enumerate(seeds.keys.train):
+                expected = batches_of(args, jax.device_put(dataset), key, step, 4)
+                for a, b in zip(*map(jax.tree.leaves, (each, expected)), strict=True):
+                    np.testing.assert_array_equal(a[place], b)
 
 
 def test_batches_never_cross_a_trajectory_boundary():
@@ -167,6 +177,7 @@ def learned_q(args, dataset, num_updates=1500):
     return np.asarray(drol.q_values(state.params.critic, observations, actions).mean(0))
 
 
+@pytest.mark.slow(5)
 def test_q_values_where_they_are_known():
     steps = {
         0: (0.0, 1.0, 1),  # a chain, 0 -> 1 -> 2, complete there, with rewards 0 and 1: Q(1) = 1, Q(0) = discount
@@ -182,18 +193,19 @@ def test_q_values_where_they_are_known():
     np.testing.assert_allclose(q[[0, 1, 3, 4]], [0.5, 1.0, -2.0, -1.0], atol=0.1)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_actions_are_clipped_and_differ_by_latent(algorithm):
+@ALL
+def test_actions_are_clipped_and_those_of_latents_differ(algorithm):
     args = make_args(algorithm)
     params = jax.tree.map(lambda x: 5 * x, init(algorithm, args, 0, observation_dim=1).params)
     keys = jax.random.split(jax.random.key(1), 200)
     sample = jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, None, 0))
     actions = np.asarray(sample(params, jnp.ones(1), keys))
-    assert np.abs(actions).max() == 1
-    assert np.std(actions, axis=0).min() > 0.1
+    assert 0.5 < np.abs(actions).max() <= 1
+    if hasattr(algorithm, "sample_latents"):
+        assert np.std(actions, axis=0).min() > 0.1
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@BOTH
 def test_initialisation(algorithm):
     args = make_args(algorithm, hidden_sizes=(64, 32))
     state = init(algorithm, args, 0, 10, 4)

@@ -1,22 +1,25 @@
 """Collected data: format, determinism, recipe."""
 
 import json
+import subprocess
+import sys
+
+from common.data import collect, episodes, experts, recipes
+from common.env_ids import resolve
+from common.envs import make_env
+from common.errors import UserError
 
 import jax
 import numpy as np
 import ogbench
 import pytest
-from conftest import run_script
-
-from common import collect, workers
-from common.env_ids import resolve
-from common.envs import make_env
-from common.errors import UserError
+from conftest import REPOSITORY, run_script
 
 
+@pytest.mark.slow(10)
 def test_files_are_in_the_official_format(cube_file, pointmaze_file):
     validation = pointmaze_file.with_name(f"{pointmaze_file.stem}-val.npz")
-    for path, episodes, widths in (
+    for path, number, widths in (
         (cube_file, 2, {"observations": 28, "actions": 5, "qpos": 21, "qvel": 20}),
         (pointmaze_file, 4, {"observations": 2, "actions": 2, "qpos": 2, "qvel": 2}),
         (validation, 1, {"observations": 2, "actions": 2, "qpos": 2, "qvel": 2}),
@@ -25,10 +28,10 @@ def test_files_are_in_the_official_format(cube_file, pointmaze_file):
             shapes = {key: file[key].shape for key in file}
             dtypes = {key: file[key].dtype for key in file}
             terminals, actions = file["terminals"], file["actions"]
-        rows = episodes * 1001
+        rows = number * 1001
         assert shapes == {key: (rows, width) for key, width in widths.items()} | {"terminals": (rows,)}
         assert dtypes == {key: np.bool_ if key == "terminals" else np.float32 for key in shapes}
-        assert np.flatnonzero(terminals).tolist() == [1001 * (i + 1) - 1 for i in range(episodes)]
+        assert np.flatnonzero(terminals).tolist() == [1001 * (i + 1) - 1 for i in range(number)]
         assert np.abs(actions).max() <= 1
     data = ogbench.load_dataset(str(cube_file))
     assert len(data["observations"]) == 2000
@@ -37,6 +40,7 @@ def test_files_are_in_the_official_format(cube_file, pointmaze_file):
     assert (record["source"], record["episodes"], record["official_episodes"]) == ("collected", 2, 1000)
 
 
+@pytest.mark.slow(10)
 def test_positions_and_velocities_belong_to_the_state_before_the_step(cube_file):
     with np.load(cube_file) as file:
         observations, qpos, qvel = file["observations"], file["qpos"], file["qvel"]
@@ -44,6 +48,7 @@ def test_positions_and_velocities_belong_to_the_state_before_the_step(cube_file)
     np.testing.assert_allclose(observations[:, 6:12], qvel[:, :6], atol=1e-5)
 
 
+@pytest.mark.slow(10)
 def test_the_oracle_moves_the_cube(cube_file):
     with np.load(cube_file) as file:
         cube = file["qpos"][:, 14:17]
@@ -51,10 +56,11 @@ def test_the_oracle_moves_the_cube(cube_file):
     assert cube[:, 2].max() > 0.08  # lifted
 
 
+@pytest.mark.slow(3)
 def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_collected(tmp_path):
     spec = resolve("pointmaze-medium")
     few, more = (
-        dict(np.load(collect.collect(spec, tmp_path / str(workers), episodes=episodes, seed=5, workers=workers)))
+        dict(np.load(collect.collect_data(spec, tmp_path / str(workers), episodes=episodes, seed=5, workers=workers)))
         for workers, episodes in ((1, 3), (2, 4))
     )
     for key, values in few.items():
@@ -74,9 +80,10 @@ def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_co
         ("puzzle-4x4-noisy", 16),
     ],
 )
+@pytest.mark.slow(2)
 def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
     np.random.seed(0)
-    episode = collect.manipulation_recipe(resolve(env_id), 120)()
+    episode = recipes.manipulation(resolve(env_id), 120)()
     assert {len(values) for values in episode.values()} == {120}
     assert np.isfinite(episode["observations"]).all()
     if buttons:
@@ -89,10 +96,11 @@ def test_every_manipulation_recipe_yields_an_episode(env_id, buttons):
 
 
 @pytest.mark.parametrize("env_id", ["cube-double", "scene", "puzzle-3x3-noisy"])
+@pytest.mark.slow(2)
 def test_an_episode_does_not_depend_on_the_one_before(env_id, monkeypatch):
-    collect_episode = collect.manipulation_recipe(resolve(env_id), 40)
-    monkeypatch.setattr(workers, "_collect_episode", collect_episode, raising=False)
-    first, second, again = (workers._work((0, index)) for index in (1, 2, 1))
+    collect_episode = recipes.manipulation(resolve(env_id), 40)
+    monkeypatch.setattr(episodes, "_collect_episode", collect_episode, raising=False)
+    first, second, again = (episodes._work((0, index)) for index in (1, 2, 1))
     for key in first:
         np.testing.assert_array_equal(first[key], again[key])
     assert not np.array_equal(first["actions"], second["actions"])
@@ -103,7 +111,7 @@ def test_pointmaze_recipes_reach_goals(env_id):
     spec = resolve(env_id)
     env = make_env(f"{spec.env_name}-v0").unwrapped
     np.random.seed(1)
-    collect_episode = collect.maze_recipe(spec, 400)
+    collect_episode = recipes.maze(spec, 400)
     for _ in range(3):
         episode = collect_episode()
         path = episode["observations"]
@@ -117,18 +125,18 @@ def test_pointmaze_recipes_reach_goals(env_id):
 
 def test_the_ant_is_its_networks_mode():
     state = np.random.default_rng(0).normal(size=29)
-    with np.load(collect.ANT) as file:
+    with np.load(experts.EXPERTS / "ant.npz") as file:
         weights = {key: file[key].astype(np.float64) for key in file}
     x = state
     for layer in ("hidden0", "hidden1"):
         x = np.asarray(jax.nn.gelu(x @ weights[f"{layer}_kernel"] + weights[f"{layer}_bias"], approximate=True))
     expected = np.tanh(x @ weights["mean_kernel"] + weights["mean_bias"])
-    np.testing.assert_allclose(collect.load_ant()(state), expected, atol=1e-5)
+    np.testing.assert_allclose(experts.load_ant()(state), expected, atol=1e-5)
 
 
 def test_the_ant_walks_where_it_is_told_to_go():
     env = make_env("antmaze-large-v0").unwrapped
-    ant = collect.load_ant()
+    ant = experts.load_ant()
     np.random.seed(0)  # which the start is drawn from
     for direction in ([1.0, 0.0], [-1.0, 0.0]):  # along a corridor of the maze, from its middle
         env.reset(seed=0, options={"task_info": {"init_ij": (1, 3), "goal_ij": (1, 3)}})
@@ -145,7 +153,7 @@ def test_antmaze_recipes(env_id):
     spec = resolve(env_id)
     maze = make_env(f"{spec.env_name}-v0").unwrapped
     np.random.seed(2)
-    collect_episode = collect.maze_recipe(spec, 400)
+    collect_episode = recipes.maze(spec, 400)
     episodes = [collect_episode() for _ in range(2)]
     for episode in episodes:
         assert episode["observations"].shape == (400, 29)
@@ -191,10 +199,15 @@ def test_official_sizes():
         collect.official_size(resolve("humanoidmaze-large"))
 
 
+def test_processes_that_collect_do_without_jax():
+    command = [sys.executable, "-c", "import sys, common.data.collect; sys.exit('jax' in sys.modules)"]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == 0
+
+
 def test_as_a_program(tmp_path):
     result = run_script(
         *("--env-id", "pointmaze-medium-stitch", "--episodes", 10, "--workers", 1, "--dataset-dir", tmp_path),
-        module="common.collect",
+        module="common.data.collect",
     )
     assert result.returncode == 0, result.stderr
     names = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
@@ -202,7 +215,7 @@ def test_as_a_program(tmp_path):
     assert names == [f"{stem}-val.npz", f"{stem}.json", f"{stem}.npz"]
     assert "official size: 5000 episodes" in result.stdout
 
-    refused = run_script("--env-id", "humanoidmaze-large", "--dataset-dir", tmp_path, module="common.collect")
+    refused = run_script("--env-id", "humanoidmaze-large", "--dataset-dir", tmp_path, module="common.data.collect")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert "Traceback" not in refused.stderr

@@ -4,12 +4,12 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from common import compiled
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-
-from common import compiled
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 
+import drol
+from common.errors import UserError
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +27,6 @@ from toys import (
     to_numpy,
     train,
 )
-
-import drol
-from common.errors import UserError
 
 
 @pytest.mark.parametrize("k", [1, 5, 16])
@@ -98,6 +98,7 @@ def test_the_best_of_one_is_that_one():
     assert noise.next_latents.shape == (args.batch_size, ACTION_DIM)  # the draws of a run without the option
 
 
+@pytest.mark.slow(8)
 def test_candidates_keep_both_modes_and_improvement_picks_the_better():
     actions = np.tile([-0.7, 0.7], 50)
     data = bandit(actions, rewards=actions)

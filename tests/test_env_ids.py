@@ -2,14 +2,14 @@
 
 import json
 
+from common import envs
+from common.env_ids import D4RL_MINARI_IDS, OGBENCH_DATASET_TYPES, EnvSpec, known_names, resolve
+from common.errors import UserError
+
 import gymnasium
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from common import envs
-from common.env_ids import D4RL_MINARI_IDS, OGBENCH_DATASET_TYPES, EnvSpec, known_names, resolve
-from common.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -149,3 +149,12 @@ def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(UserError, match=r"has no data set type 'navigate'; it has play, noisy"):
         resolve("cube-double-navigate")
     assert len(D4RL_MINARI_IDS) == 18
+
+
+def test_pixels_are_refused_and_the_task_from_states_is_named():
+    with pytest.raises(
+        UserError, match="pixel observations are not supported; its task from states is cube-single-task2"
+    ):
+        resolve("visual-cube-single-task2")
+    with pytest.raises(UserError, match=r"powderworld-easy: pixel observations are not supported$"):
+        resolve("powderworld-easy")

@@ -1,6 +1,7 @@
 """Environments that do not do as Gymnasium says, or not as it is usual; all in one process."""
 
 import dataclasses
+import functools
 import multiprocessing
 import pathlib
 import random
@@ -9,19 +10,22 @@ import time
 import warnings
 from collections.abc import Callable
 
+import drol
+from common import numpy_actor, policy
+from common.arguments import RunArgs
+from common.data import own_npz, sources
+from common.env_ids import resolve
+from common.envs import EvaluationEnv, make_evaluation_env, try_out
+from common.errors import UserError
+from common.evaluation import Evaluator
+from common.film import film
+from common.policy import load_policy
+
 import gymnasium
 import jax
 import numpy as np
 import odd_envs
 import pytest
-
-import drol
-from common import datasets, numpy_actor, policy
-from common.env_ids import resolve
-from common.envs import EvaluationEnv, make_evaluation_env, try_out
-from common.errors import UserError
-from common.evaluation import Evaluator
-from common.policy import load_policy
 
 NAME = "odd_envs:Odd-v0"
 
@@ -143,6 +147,7 @@ def test_it_is_found_out_before_there_is_a_run(odd, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow(4)
 def test_an_environment_that_raises_is_mended_and_the_run_goes_on(odd, tmp_path, capfd):
     """Too late to be found out before: its own lines are shown, and nothing that was learned is lost."""
 
@@ -165,6 +170,7 @@ def test_an_environment_that_raises_is_mended_and_the_run_goes_on(odd, tmp_path,
 BOUNDS = (-0.4, 2.0)
 
 
+@pytest.mark.slow(4)
 def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_they_are(odd, tmp_path, capsys):
     """Data, evaluation, a loaded policy and an exported one."""
     odd(bounds=BOUNDS)
@@ -173,7 +179,7 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
     assert f"note: actions of {NAME} lie in [-0.4, 2]: learned in [-1, 1], and rescaled to act" in (
         capsys.readouterr().out
     )
-    data = datasets.read_transitions(resolve(NAME), args.dataset_path)
+    data = own_npz.read(resolve(NAME), args.dataset_path)
     with np.load(args.dataset_path) as file:
         moved = file["next_observations"] - file["observations"]  # 0.2 times the action
         expected = np.clip((file["actions"] + 0.4) / 1.2 - 1, -1, 1)
@@ -202,12 +208,13 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
         drol.main(drol.Args(resume=(args.run_dir,)))
     with pytest.raises(UserError, match=r"must lie in \[-1, 1\], the largest is 1\.9"):
         odd()
-        datasets.read_transitions(resolve(NAME), args.dataset_path)
+        own_npz.read(resolve(NAME), args.dataset_path)
     with pytest.raises(UserError, match=r"must lie in \[0, 1\], the largest, rescaled to \[-1, 1\], is 2\."):
         odd(bounds=(0, 1))
-        datasets.read_transitions(resolve(NAME), args.dataset_path)
+        own_npz.read(resolve(NAME), args.dataset_path)
 
 
+@pytest.mark.slow(4)
 def test_data_behind_links_that_are_renewed_is_found_where_it_was_given(odd, tmp_path, monkeypatch):
     """A file's and a folder's; its SHA-256 decides."""
     odd()
@@ -235,15 +242,15 @@ def test_environments_of_gymnasium_itself_go_with_a_file(tmp_path, capsys):
     sizes = {"observations": (9, 23), "next_observations": (9, 23), "rewards": 9, "terminals": 9, "terminations": 9}
     given = rng.uniform(-2, 2, (9, 7))
     np.savez(path, actions=given, **{name: np.zeros(size) for name, size in sizes.items()})
-    where = {"dataset_dir": tmp_path, "source": "auto", "collect_episodes": None, "collect_workers": 1}
-    data, provenance = datasets.load(resolve("Pusher-v5", path), dataset_path=path, **where)
+    data, provenance = sources.load(resolve("Pusher-v5", path), RunArgs(dataset_path=path))
     np.testing.assert_allclose(data.actions[data.transitions], given / 2, atol=1e-4)
     assert provenance["action_bounds"] == [[-2] * 7, [2] * 7]
     assert "note: actions of Pusher-v5 lie in [-2, 2]" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"Pusher-v5: its data has to be given, with --dataset-path FILE\.npz"):
-        datasets.load(resolve("Pusher-v5"), dataset_path=None, **where)
+        sources.load(resolve("Pusher-v5"), RunArgs())
 
 
+@pytest.mark.slow(3)
 def test_fine_tuning_stores_rescaled_actions(odd, tmp_path):
     odd(bounds=(0, 10))
     args = small(tmp_path, bounds=(0, 10), online_steps=5)
@@ -302,23 +309,23 @@ def still(observations, *_):
 
 
 @pytest.fixture
-def filmed(monkeypatch) -> Evaluator:
-    """Of an environment that other processes can make, too."""
+def film_it(monkeypatch) -> Callable[..., None]:
+    """In an environment that other processes can make, too."""
     monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent))
-    return Evaluator(resolve("odd_envs:Film-v0"), 1, seeds=[0], workers=1)
+    return functools.partial(film, spec=resolve("odd_envs:Film-v0"), seed=0, episodes=1)
 
 
-def test_a_film_is_written_without_a_warning_from_jax(filmed, tmp_path, capsys):
+def test_a_film_is_written_without_a_warning_from_jax(film_it, tmp_path, capsys):
     jax.devices()  # from now on it warns of forks
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        filmed.film(still, tmp_path / "film.mp4")
+        film_it(still, tmp_path / "film.mp4")
     assert [str(warning.message) for warning in caught] == []
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
     assert capsys.readouterr().out == f"video: {tmp_path / 'film.mp4'}, 21 frames\n"
 
 
-def test_a_film_that_is_stopped_by_a_signal_to_all_processes_blames_nobody(filmed, tmp_path):
+def test_a_film_that_is_stopped_by_a_signal_to_all_processes_blames_nobody(film_it, tmp_path, capsys):
     """Its environment is gone first."""
     dying = []
 
@@ -330,8 +337,10 @@ def test_a_film_that_is_stopped_by_a_signal_to_all_processes_blames_nobody(filme
             dying.append(time.monotonic())
         return still(observations)
 
-    filmed.film(deadly, tmp_path / "film.gif", lambda: bool(dying) and time.monotonic() > dying[0] + 0.2)
-    assert list(tmp_path.iterdir()) == []
+    should_stop = lambda: bool(dying) and time.monotonic() > dying[0] + 0.2  # noqa: E731
+    film_it(deadly, tmp_path / "film.gif", should_stop=should_stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["film.gif"]  # what there was by then
+    assert capsys.readouterr().out == f"stopped: video: {tmp_path / 'film.gif'}, 1 frames\n"
     dying.clear()
     with pytest.raises(UserError, match="filming fails here"):
-        filmed.film(deadly, tmp_path / "film.gif")
+        film_it(deadly, tmp_path / "film.gif")

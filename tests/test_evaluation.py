@@ -8,19 +8,22 @@ import time
 import types
 import unittest.mock
 
-import gymnasium
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
+import drol
 from common import evaluation
 from common.env_ids import resolve
 from common.envs import EpisodeLanes, EvaluationEnv, make_env, make_evaluation_env
 from common.errors import UserError
 from common.evaluation import Evaluations, Evaluator
+from common.runs import Runs
 from common.seeds import Seeds
 from common.session import Session
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import completed, new_run
 
 POINTMAZE = resolve("pointmaze-medium")
 
@@ -68,6 +71,7 @@ def test_success_is_in_percent_and_return_counts_steps():
     assert lost == {"evaluation/success": 0, "evaluation/return": -1000, "evaluation/length": 1000}
 
 
+@pytest.mark.slow(7)
 def test_results_do_not_depend_on_how_episodes_are_spread():
     """Over workers and lanes, and next to other seeds: with lanes that end early, and some that have nothing to do."""
 
@@ -198,7 +202,7 @@ def test_a_worker_that_dies_in_a_step_is_an_error_unless_all_of_us_are_to_stop()
     evaluator.close()
 
 
-def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_session():
+def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_session(tmp_path):
     """Two evaluations: the first is waited for, the second is not."""
     go_on, logged = threading.Event(), []
 
@@ -209,14 +213,11 @@ def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_sessio
         jax.debug.callback(wait)
         return jnp.zeros(2)
 
-    runs = types.SimpleNamespace(
-        spec=POINTMAZE,
-        seeds=[0],
-        dataset_path=None,
-        log_evaluation=lambda step, results: logged.append((step, results)) or results,
-    )
+    args = drol.Args(env_id="pointmaze-medium", eval_episodes=2, eval_workers=1)
+    run = new_run(tmp_path / "run", drol, *completed(drol, args, args.env_id))
+    runs = Runs([run], args, None, is_new=False)
+    runs.log_evaluation = lambda step, results: logged.append((step, results)) or results
     session = unittest.mock.create_autospec(Session, instance=True)
-    session.args = types.SimpleNamespace(eval_episodes=2, eval_workers=1)
     session.runs, session.seeds = runs, Seeds([0])
     session.stop_requested.return_value = False
     session.progress = types.SimpleNamespace(report_evaluation=lambda step, results: None)

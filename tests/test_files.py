@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 
+from common import files
+
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-
-from common import files
 
 WRITE = """
 import pathlib, sys, time

@@ -1,13 +1,14 @@
 """What is FQL's own: the flow, its integration, and what the one-step actor learns from it."""
 
+import fql
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 from toys import PROBE, bandit, make_args, policy_actions, train
-
-import fql
 
 
 def affine_flow(slope: float, drift: float, times: float) -> fql.MLP:
@@ -35,6 +36,7 @@ def test_euler_steps_follow_a_known_flow():
     np.testing.assert_array_equal(fql.flow_actions(args, affine_flow(0.0, 9.0, 0.0), s, z), 1)  # clipped, at the end
 
 
+@pytest.mark.slow(9)
 def test_the_flow_and_its_student_keep_both_modes_and_improvement_picks_the_better():
     actions = np.tile([-0.7, 0.7], 50)
     data = bandit(actions, rewards=actions)

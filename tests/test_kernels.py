@@ -1,16 +1,13 @@
-"""results/kernels.py: what is counted in a compiled program, on one that is small enough to count by hand."""
+"""experiments/kernels.py: what is counted in a compiled program, on one that is small enough to count by hand."""
 
 import importlib.util
-import sys
+
+import kernels
 
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import REPOSITORY, run_script
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
-import kernels
+from conftest import run_script
 
 PROGRAM = """
 HloModule jit_train, is_scheduled=true, entry_computation_layout={(f32[4,8]{1,0})->f32[4,8]{1,0}}
@@ -130,7 +127,7 @@ def test_the_loop_over_updates_is_found_in_what_xla_writes():
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is not None, reason="a plugin is here")
 def test_without_the_cuda_plugin_one_line_says_how_to_get_it():
-    result = run_script(script="results/kernels.py")
+    result = run_script(script="results/experiments/kernels.py")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith('pip install "jax[cuda12]" (4 GB; no GPU needed)')
     assert len(result.stderr.splitlines()) == 1

@@ -6,13 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-from conftest import REPOSITORY, command, copy_repository
-from toys import CODE, write_run
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
 import drol
 import fql
 import plot
@@ -24,7 +17,13 @@ from common.arguments import complete, for_evaluation
 from common.env_ids import resolve
 from common.errors import UserError
 from common.roles import Role, with_role
-from common.run_directory import read_config, read_table
+from common.run_directory import read_config
+from common.tables import read_table
+
+import numpy as np
+import pytest
+from conftest import command, copy_repository
+from toys import CODE, write_run
 
 TOP_1, TOP_2 = "winner = distances.argmin(axis=1)", "winner = distances.argsort(axis=1)[:, 1]"  # an experiment
 METRIC = '        "actor/q_mean": q.mean(),\n'
@@ -112,12 +111,13 @@ for script, name in (("drol", "weight_decay"), ("fql", "momentum")):
         "grouping": {method: [run.seed for run in of] for method, of in comparison.tasks["cube-single"].items()},
         "legend": [" ".join(text.get_text().split()) for text in legend.get_texts()],
         "table": [row[1] for row in table.task_table(comparison, 50).rows],
-        "sweep": [m.name for m in sweep.grid(sweep.Args(algorithms=(script,)), [f"--{name}", "0.0", "0.5"])],
+        "sweep": [m.name for m in sweep.grid(sweep.SweepArgs(algorithms=(script,)), [f"--{name}", "0.0", "0.5"])],
     }
 print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow(4)
 def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
     """One that all scripts have, and one of a script."""
     copy = copy_repository(tmp_path / "repository")
@@ -182,7 +182,7 @@ def test_what_does_nothing_is_refused_when_training_and_when_evaluating(tmp_path
     trained = drol.Args(inference_num_samples=8)  # which the run has
     assert for_evaluation(trained, drol.Args(inference_density_top_k=4)).inference_density_top_k == 4
     with pytest.raises(UserError, match="--inference-density-top-k does nothing"):
-        sweep.grid(sweep.Args(algorithms=("drol",)), ["--inference-density-top-k", "4"])
+        sweep.grid(sweep.SweepArgs(algorithms=("drol",)), ["--inference-density-top-k", "4"])
 
 
 # Code
@@ -237,7 +237,7 @@ def test_runs_of_different_scripts_never_share_a_name(run):
 
 
 def test_what_differs_in_common_is_said_and_no_run_of_it_is_left_out(code_of, run):
-    changed = code_of(("common/envs.py", "reward -= env.ends_at_success", "reward += env.ends_at_success"))
+    changed = code_of(("common/exploration.py", "reward -= env.ends_at_success", "reward += env.ends_at_success"))
     assert changed["dirty"] and not changed["modified"]
     code = code_of()
     a, b, c = run("a", code), run("b", changed, seed=1), run("c", changed)
@@ -266,6 +266,7 @@ def gone_on(copy, pointmaze_file) -> pathlib.Path:
     edit(copy / "drol.py", NEW_METRIC, METRIC)
 
 
+@pytest.mark.slow(16)
 def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     first, second = read_config(gone_on)["code"]
     assert (first["step"], second["step"]) == (0, 30)
@@ -276,6 +277,7 @@ def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     assert comparison.algorithms == [f"DROL(16), modified, batch_size 16, {went_on}"]
 
 
+@pytest.mark.slow(16)
 def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, copy):
     header, first, second = (line.split(",") for line in (gone_on / "train.csv").read_text().splitlines())
     assert len(header) == len(first) == len(second) and header[-1] == "actor/one"

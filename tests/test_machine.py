@@ -1,5 +1,6 @@
 """What a machine lacks is said in one line, with exit status 2, before any data is touched."""
 
+import dataclasses
 import os
 import pathlib
 import pwd
@@ -10,18 +11,21 @@ import sys
 import time
 import types
 
+import drol
+from common import machine, minari_envs, processes
+from common.env_ids import resolve
+from common.errors import UserError, expanded
+from common.run_directory import RunDirectory
+from common.runs import Runs
+from common.seeds import Seeds
+from common.session import Session
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY, command, run_script
-
-import drol
-from common import machine, minari_data, processes
-from common.errors import UserError, expanded
-from common.runs import Runs
-from common.seeds import Seeds
-from common.session import Session
+from toys import completed
 
 
 def test_compile_options_that_this_xla_lacks_are_left_out():
@@ -112,12 +116,13 @@ def test_a_containers_quota_of_cpu_time_counts(own, files, expected, tmp_path, m
 
 
 IN_A_NAMESPACE = """
-from common import evaluation, workers
+from common import evaluation
+from common.data import episodes
 from common.env_ids import resolve
 from common.errors import UserError
 for start in (
     lambda: evaluation.Evaluator(resolve("cube-single"), 8, seeds=[0], workers=2),
-    lambda: workers.collect_episodes(None, 1, seed=0, workers=1, episode_steps=1),
+    lambda: episodes.collect_episodes(None, 1, 1, seed=0, workers=1, path=None, hint=""),
 ):
     try:
         start()
@@ -188,7 +193,7 @@ def test_a_user_without_a_home_folder(monkeypatch):
         expanded(pathlib.Path("~/.ogbench/data"))
     monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
     with pytest.raises(UserError, match="MINARI_DATASETS_PATH"):  # Minari itself makes a folder named ~
-        minari_data.local_path("D4RL/pen/human-v2")
+        minari_envs.local_path("D4RL/pen/human-v2")
 
 
 def test_a_run_folder_that_cannot_be_made(refusal, tmp_path):
@@ -227,24 +232,23 @@ def test_ctrl_c_while_it_imports():
 
 
 @pytest.mark.parametrize(
-    ("backend", "data_memory", "batch_size", "expected"),
+    ("backend", "batch_size", "expected"),
     [
-        ("cpu", "device", 256, 50),
-        ("gpu", "device", 256, 1000),  # a log interval: no gap between dispatches shows
-        ("cpu", "host", 256, 50),
-        ("gpu", "host", 256, 1000),
-        ("gpu", "host", 8192, 96),  # of two seeds: 512 MB are 96 updates of 8192 (2 * 37 + 5 + 2) numbers
-        ("gpu", "host", 10**7, 1),
+        ("cpu", 256, 50),
+        ("gpu", 256, 1000),  # a log interval: no gap between dispatches shows
+        ("gpu", 8192, 91),  # of two seeds: 512 MB are 96 updates of 8192 (2 * 37 + 5 + 2) numbers, and 1000 / 11 is 91
+        ("gpu", 10**7, 1),
     ],
 )
 def test_a_chunk_is_as_long_as_what_shows_progress_and_the_memory_allow(
-    backend, data_memory, batch_size, expected, monkeypatch
+    backend, batch_size, expected, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    args = drol.Args(data_memory=data_memory, batch_size=batch_size, offline_steps=10**6)
-    runs = Runs.__new__(Runs)  # without folders
-    runs._runs, runs.step, runs.dataset_path = [types.SimpleNamespace(sizes=(37, 5))] * 2, 0, None
-    session = Session(args, runs, Seeds([0, 1]))
+    args, _ = completed(drol, drol.Args(batch_size=batch_size, offline_steps=10**6))
+    sizes = {"observation": 37, "action": 5}
+    config = {"environment": dataclasses.asdict(resolve("cube-double")), "origins": {}, "args": {"seed": 0}}
+    runs = Runs([RunDirectory(tmp_path, config | {"sizes": sizes})], args, None, is_new=False)
+    session = Session(runs, Seeds([0, 1]))
     assert session.end_of_chunk(0) == expected
     assert session.end_of_chunk(999) == 1000
 

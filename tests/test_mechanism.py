@@ -1,19 +1,18 @@
-"""What results/mechanism.py measures, against mathematics of its own."""
+"""What results/experiments/mechanism.py measures, against mathematics of its own."""
 
 import dataclasses
 import functools
-import sys
+
+import basics
+import drol
+import mechanism
+from common.replay import sample_batch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import REPOSITORY
-from toys import init, largest, make_args, random_dataset
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
-import drol
-import mechanism
+import pytest
+from toys import batches_of, init, largest, make_args, random_dataset
 
 
 def test_a_handoff_is_a_change_of_the_nearest_candidate():
@@ -38,12 +37,14 @@ def test_a_handoff_is_a_change_of_the_nearest_candidate():
     assert 0.2 < measured["handed_off"].mean() < 0.8
 
 
+@pytest.mark.slow(7)
 def test_watching_changes_no_update_and_sees_the_same_latents_on_both_sides():
     args = make_args(drol, num_candidates=4)
     data, key, state = jax.device_put(random_dataset()), jax.random.key(3), init(drol, args, 0)
     train = jax.jit(functools.partial(mechanism.train_and_watch, args, num_updates=5))
     watched, means = train(state, data, key)
-    trained, _ = jax.jit(functools.partial(drol.train_chunk, args, num_updates=5))(state, data, key)
+    batches = batches_of(args, data, key, 0, 5)
+    trained, _ = jax.jit(functools.partial(drol.train_chunk, args))(state, batches, key)
     assert largest(jax.tree.map(jnp.subtract, watched.params, trained.params)) < 1e-6
     assert 0 < means["winner_moved"] < 0.05  # other latents would move a winner further by an order of magnitude
     still = dataclasses.replace(args, learning_rate=1e-12)
@@ -54,7 +55,7 @@ def test_watching_changes_no_update_and_sees_the_same_latents_on_both_sides():
 def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in_its_cell():
     args = make_args(drol, num_candidates=4)
     params, data = init(drol, args, 0).params, jax.device_put(random_dataset())
-    batch, latents = drol.sample_batch(data, 32, jax.random.key(2)), drol.sample_latents(jax.random.key(3), (32, 4, 2))
+    batch, latents = sample_batch(data, 32, jax.random.key(2)), drol.sample_latents(jax.random.key(3), (32, 4, 2))
     step = jax.jit(jax.vmap(functools.partial(mechanism.improvement_step, args, params, distance=0.01)))
     before, after = map(np.asarray, step(batch, latents))
     rows = np.arange(32)
@@ -72,6 +73,7 @@ def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in
     np.testing.assert_allclose(step(in_the_same_cells, latents)[1], after, atol=1e-6)
 
 
+@pytest.mark.slow(15)
 def test_from_data_to_figure(pointmaze_file, tmp_path, capsys):
     small = {
         "num_candidates": 8,
@@ -81,8 +83,8 @@ def test_from_data_to_figure(pointmaze_file, tmp_path, capsys):
         "seeds": 2,
         "episodes": 4,
     }
-    mechanism.main(mechanism.Args(**small, dataset_dir=pointmaze_file.parent, out=tmp_path))
-    rows = {name: mechanism.read(tmp_path / f"{name}.csv") for name in ("handoff", "improvement", "candidates", "q")}
+    mechanism.main(mechanism.MechanismArgs(**small, dataset_dir=pointmaze_file.parent, out=tmp_path))
+    rows = {name: basics.read_csv(tmp_path / f"{name}.csv") for name in ("handoff", "improvement", "candidates", "q")}
     curve = [(row["method"], row["seed"], row["updates"]) for row in rows["handoff"]]
     assert curve == [
         (method, seed, end) for method in mechanism.METHODS for end in range(20, 201, 20) for seed in (0, 1)

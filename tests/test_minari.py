@@ -2,14 +2,27 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 import pathlib
 import shutil
-import types
 import warnings
 from typing import ClassVar
+
+from common import minari_envs, progress
+from common.arguments import RunArgs
+from common.data import sources
+from common.env_ids import D4RL_MINARI_IDS, resolve
+from common.envs import make_evaluation_env
+from common.errors import UserError
+from common.evaluation import Evaluator
+from common.exploration import ExplorationEnvs
+from common.files import making
+from common.film import film
+from common.run_directory import RunDirectory
+from common.tables import read_table
 
 import gymnasium
 import h5py
@@ -18,17 +31,7 @@ import numpy as np
 import pytest
 from conftest import run_script
 
-from common import datasets, minari_data, progress
-from common.arguments import RunArgs
-from common.env_ids import D4RL_MINARI_IDS, resolve
-from common.envs import ExplorationEnvs, make_evaluation_env
-from common.errors import UserError
-from common.evaluation import Evaluator
-from common.files import making
-from common.run_directory import read_table
-from common.runs import Runs
-
-minari_data.register_environments()
+minari_envs.register_environments()
 MIRRORED_UMAZE = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]  # Minari's
 
 
@@ -76,14 +79,7 @@ def datasets_path(folder, monkeypatch):
 
 
 def load(env_id: str, path: pathlib.Path | None = None):
-    return datasets.load(
-        resolve(env_id),
-        dataset_path=path,
-        dataset_dir=pathlib.Path("nowhere"),
-        source="auto",
-        collect_episodes=None,
-        collect_workers=1,
-    )
+    return sources.load(resolve(env_id), RunArgs(dataset_path=path))
 
 
 def episodes_of(folder: pathlib.Path, name: str) -> list[h5py.Group]:
@@ -116,28 +112,28 @@ def test_antmaze_is_relabelled_and_cut_at_the_first_success(folder):
     assert row - 1 not in data.transitions  # no transition starts at the last observation
     assert len(data.transitions) == row - 6
     assert provenance["source"] == "minari"
-    assert datasets.describe_source(provenance) == "Minari: D4RL/antmaze/umaze-diverse-v1, 6 episodes"
+    assert sources.describe_source(provenance) == "Minari: D4RL/antmaze/umaze-diverse-v1, 6 episodes"
 
 
 def test_umaze_is_evaluated_on_the_training_map(folder):
-    env = minari_data.make_env(folder / "D4RL/antmaze/umaze-diverse-v1")
+    env = minari_envs.make_env(folder / "D4RL/antmaze/umaze-diverse-v1")
     maze = env.unwrapped.maze.maze_map
     env.close()
     assert maze == [[1, 1, 1, 1, 1], [1, "r", 0, 0, 1], [1, 1, 1, 0, 1], [1, "g", 0, 0, 1], [1, 1, 1, 1, 1]]
 
 
 def test_a_training_map_with_its_own_goal_is_kept(folder):
-    dataset = minari_data._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset = minari_envs.open_set(folder / "D4RL/antmaze/umaze-diverse-v1")
     own = [[1, 1, 1, 1, 1], [1, "g", 0, 0, 1], [1, 1, 1, 0, 1], [1, "r", 0, 0, 1], [1, 1, 1, 1, 1]]
     dataset.spec.env_spec.kwargs["maze_map"] = own
-    assert minari_data.umaze_evaluation_map(dataset) == own
+    assert minari_envs.umaze_evaluation_map(dataset) == own
 
 
 def test_an_evaluation_map_of_another_maze_is_refused(folder):
-    dataset = minari_data._open(folder / "D4RL/antmaze/umaze-diverse-v1")
+    dataset = minari_envs.open_set(folder / "D4RL/antmaze/umaze-diverse-v1")
     dataset.spec.env_spec.kwargs["maze_map"] = [[1, 1, 1], [1, 0, 1], [1, 0, 1], [1, 1, 1]]
     with pytest.raises(UserError, match="neither its training map nor a mirror image"):
-        minari_data.umaze_evaluation_map(dataset)
+        minari_envs.umaze_evaluation_map(dataset)
 
 
 def test_antmaze_ends_at_its_first_success_and_scores_it(folder, monkeypatch):
@@ -207,7 +203,7 @@ def test_any_other_set_works_by_its_id(folder):
 def test_every_d4rl_name_has_its_references(name):
     spec = resolve(name)
     assert spec.name.startswith("D4RL/")
-    scores = minari_data.reference_scores(spec, pathlib.Path("nowhere"))
+    scores = minari_envs.reference_scores(spec, pathlib.Path("nowhere"))
     assert (scores is None) == name.startswith("antmaze")
 
 
@@ -221,7 +217,9 @@ def test_actions_of_another_box_are_rescaled_and_back(folder, tmp_path, capsys):
     path = shutil.copytree(folder / "toys/pendulum/random-v0", tmp_path / "wide")
     with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
         file["episode_0"]["actions"][0] = 3.1
-    with pytest.raises(UserError, match=r"in \[-3, 3\], episode 0 has 1.0333333 \(rescaled to \[-1, 1\]\)"):
+    with pytest.raises(
+        UserError, match=r"episode 0: actions must lie in \[-3, 3\], the largest, rescaled to \[-1, 1\], is 1.0333333"
+    ):
         load("toys/pendulum/random-v0", path)
 
 
@@ -268,14 +266,14 @@ def damaged(folder: pathlib.Path, target: pathlib.Path, kind: str) -> pathlib.Pa
         ("a list", "damaged"),
         ("episodes missing", "does not agree with its 1 episodes of 150 steps"),
         ("other format", "damaged|another package"),
-        ("nan", "observations of episode 1 hold NaN or infinity"),
-        ("range", r"\[-1, 1\], episode 1 has 1.5"),
-        ("narrow observations", "observations of episode 1 have shape"),
-        ("narrow actions", "actions of episode 1 have shape"),
-        ("short rewards", "episode 1"),
-        ("rewards in a column", "rewards of episode 1 have shape"),
-        ("rewards beyond float32", "rewards of episode 1 hold NaN or infinity"),
-        ("rewards in words", "damaged"),
+        ("nan", "episode 1: NaN or infinity in observations, first in row 3"),
+        ("range", r"episode 1: actions must lie in \[-1, 1\], the largest is 1.5"),
+        ("narrow observations", r"episode 1: observations has shape \(150, 44\)"),
+        ("narrow actions", r"episode 1: actions has shape \(150, 23\)"),
+        ("short rewards", "episode 1: 149 rows of rewards but 150 of observations"),
+        ("rewards in a column", r"episode 1: rewards has shape \(150, 1\)"),
+        ("rewards beyond float32", "episode 1: NaN or infinity in rewards"),
+        ("rewards in words", "episode 1: rewards holds .*, not numbers"),
     ],
 )
 def test_damage_is_refused(folder, tmp_path, kind, message):
@@ -294,7 +292,7 @@ def test_a_download_is_whole_or_not_there_and_made_by_one_process(monkeypatch, f
     source = folder / spec.name / "data"
 
     def download(name, *, fails=False):
-        target = minari_data.local_path(name) / "data"
+        target = minari_envs.local_path(name) / "data"
         target.mkdir(parents=True)
         shutil.copy(source / "metadata.json", target)
         if fails:
@@ -304,24 +302,24 @@ def test_a_download_is_whole_or_not_there_and_made_by_one_process(monkeypatch, f
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     monkeypatch.setattr("minari.download_dataset", functools.partial(download, fails=True))
     with pytest.raises(UserError, match="could not download"):
-        minari_data.locate(spec)
+        sources.locate(spec, RunArgs())
     assert not path.exists()
     with concurrent.futures.ThreadPoolExecutor() as threads:
         with making(path):  # by another process
-            waiting = threads.submit(minari_data.locate, spec)
+            waiting = threads.submit(sources.locate, spec, RunArgs())
             download(spec.name)
         assert waiting.result() == path
     shutil.rmtree(path)
     monkeypatch.setattr("minari.download_dataset", download)
-    assert minari_data.locate(spec) == path and load("pen-human", path)
+    assert sources.locate(spec, RunArgs()) == path and load("pen-human", path)
     assert [file.name for file in path.parent.iterdir() if file.name.startswith(".tmp")] == []
 
 
-def test_a_policy_is_not_judged_on_another_data_set(folder):
-    runs = types.SimpleNamespace(spec=resolve("pen-human"))
+def test_a_policy_is_not_judged_on_another_data_set(folder, tmp_path):
+    config = {"environment": dataclasses.asdict(resolve("pen-human")), "dataset": {"path": "x"}}
     other = RunArgs(dataset_path=folder / "D4RL/antmaze/umaze-diverse-v1")
     with pytest.raises(UserError, match=r"umaze-diverse-v1, but the run is about D4RL/pen/human-v2"):
-        Runs.find_data(runs, other)
+        RunDirectory(tmp_path, config).find_data(other)
 
 
 def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
@@ -338,17 +336,11 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(monkeypatch, folder):
     for part in ("no connection", "minari download D4RL/door/cloned-v2", str(folder / "D4RL/door/cloned-v2")):
         assert part in message
     with pytest.raises(UserError, match="cannot be collected here"):
-        datasets.load(
-            resolve("door-cloned"),
-            dataset_path=None,
-            dataset_dir=folder,
-            source="collect",
-            collect_episodes=None,
-            collect_workers=1,
-        )
+        sources.load(resolve("door-cloned"), RunArgs(data_source="collect"))
 
 
 @pytest.mark.parametrize("package", ["minari", "h5py", "gymnasium_robotics"])
+@pytest.mark.slow(2)
 def test_a_missing_package_is_one_line(tmp_path, package):
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('not here', name='{package}')\n")
     result = run_script("--env-id", "pen-human", "--run-dir", tmp_path / "run", variables={"PYTHONPATH": str(tmp_path)})
@@ -358,6 +350,7 @@ def test_a_missing_package_is_one_line(tmp_path, package):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow(14)
 def test_training_and_evaluation_and_resumption(tmp_path):
     """On an environment whose returns, and lengths, differ from policy to policy."""
     path, film = tmp_path / "run", tmp_path / "film.gif"
@@ -379,6 +372,7 @@ def test_training_and_evaluation_and_resumption(tmp_path):
         assert filmed == []
 
 
+@pytest.mark.slow(8)
 def test_fql_trains_on_antmaze(tmp_path):
     row = train("antmaze-umaze-diverse", tmp_path / "run", episodes=2, workers=2, script="fql.py")
     assert row["evaluation/length"] == 60
@@ -406,17 +400,17 @@ def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(folder, tm
 
     with contextlib.closing(evaluator):
         try:
-            evaluator.film(policy, tmp_path / "film.mp4", size=64)
+            film(policy, tmp_path / "film.mp4", spec, seed=0, episodes=2, dataset_path=folder / spec.name, size=64)
         except UserError as error:
             assert str(error).startswith(f"--video {tmp_path / 'film.mp4'}: ")
             return
-        film = imageio.imread(tmp_path / "film.mp4")
+        frames = imageio.imread(tmp_path / "film.mp4")
         (result,) = evaluator(policy)
         # Hopper's 125 a second; 25 will do, and the states after the last steps.
-        assert abs(len(film) - (2 * result["evaluation/length"] / 5 + 2)) <= 2
-        assert film.shape[1:] == (64, 64, 3)
-        assert film[0].std() > 5  # there is something to be seen
-        assert np.abs(film[-1] - film[0].astype(float)).max() > 50  # and it moves
+        assert abs(len(frames) - (2 * result["evaluation/length"] / 5 + 2)) <= 2
+        assert frames.shape[1:] == (64, 64, 3)
+        assert frames[0].std() > 5  # there is something to be seen
+        assert np.abs(frames[-1] - frames[0].astype(float)).max() > 50  # and it moves
 
 
 class Choosy(gymnasium.Env):
@@ -443,23 +437,24 @@ def test_whatever_an_environment_fails_with_is_one_line(folder, monkeypatch, err
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(minari_data.import_minari().MinariDataset, "recover_environment", fail)
+    monkeypatch.setattr(minari_envs.import_minari().MinariDataset, "recover_environment", fail)
     with pytest.raises(UserError, match=f"cannot be made here \\({type(error).__name__}: a\\)"):
-        minari_data.make_env(folder / "toys/hopper/random-v0")
+        minari_envs.make_env(folder / "toys/hopper/random-v0")
 
 
 def test_an_environment_without_a_time_limit_takes_that_of_the_data_or_is_refused(folder, monkeypatch):
     gymnasium.register("Choosy-v0", Choosy)
-    dataset = minari_data.import_minari().MinariDataset
+    dataset = minari_envs.import_minari().MinariDataset
     monkeypatch.setattr(dataset, "recover_environment", lambda *args, **kwargs: gymnasium.make("Choosy-v0"))
     with pytest.raises(UserError, match=r"no time limit.*max_episode_steps"):
-        minari_data.make_env(folder / "toys/hopper/random-v0")  # all of its episodes end by falling
-    env = minari_data.make_env(folder / "D4RL/pen/human-v2")
+        minari_envs.make_env(folder / "toys/hopper/random-v0")  # all of its episodes end by falling
+    env = minari_envs.make_env(folder / "D4RL/pen/human-v2")
     env.reset()
     steps = [env.step(np.zeros(1))[3] for _ in range(150)]
     assert (steps.index(True), sum(steps)) == (149, 1)
 
 
+@pytest.mark.slow(10)
 def test_a_way_of_rendering_that_is_not_there_is_one_line(tmp_path, cube_file):
     result = run_script("--dataset-path", cube_file, "--env-id", "cube-single", variables={"MUJOCO_GL": "nonsense"})
     assert result.returncode == 2

@@ -9,6 +9,14 @@ import re
 import signal
 import subprocess
 
+import drol
+from common import actions, envs, replay
+from common import exploration as exploration_module
+from common.env_ids import resolve
+from common.exploration import ExplorationEnvs
+from common.replay import Batch, Replay
+from common.tables import read_table
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -16,12 +24,6 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, command, run_script
 from toys import ACTION_DIM, OBSERVATION_DIM, make_args, random_dataset
-
-import drol
-from common import envs, replay
-from common.env_ids import resolve
-from common.replay import Batch, Replay
-from common.run_directory import read_table
 
 
 def transition(number: float) -> Batch:
@@ -73,6 +75,7 @@ def test_batches_come_from_the_data_set_and_from_what_is_in_the_ring(balanced):
     )
 
 
+@pytest.mark.slow(4)
 def test_an_online_update_learns_from_the_transition_it_has_just_seen():
     """Without any other: the data set's share is drawn from rows that are not its transitions' own."""
     dataset = random_dataset()
@@ -105,11 +108,12 @@ def achieve(env) -> None:
 @pytest.mark.parametrize(
     "env_id", ["cube-single", "cube-double", "scene", "puzzle-3x3", "pointmaze-medium", "antmaze-medium"]
 )
+@pytest.mark.slow(4)
 def test_rewards_and_masks_are_those_that_the_relabelling_gives_the_same_states(env_id):
     from ogbench.relabel_utils import relabel_dataset
 
     spec = resolve(env_id)
-    exploration = envs.ExplorationEnvs(spec, None, [0], first_step=0)
+    exploration = ExplorationEnvs(spec, None, [0], first_step=0)
     env = exploration._envs[0]
     rng = np.random.default_rng(0)
     states, steps = [], []
@@ -135,10 +139,10 @@ def test_rewards_and_masks_are_those_that_the_relabelling_gives_the_same_states(
 
 
 def test_truncation_bootstraps_and_begins_anew():
-    exploration = envs.ExplorationEnvs(resolve("pointmaze-medium"), None, [0, 1], first_step=0)
+    exploration = ExplorationEnvs(resolve("pointmaze-medium"), None, [0, 1], first_step=0)
     steps = [exploration.step(np.full((2, 2), 1.0)) for _ in range(1001)]
     np.testing.assert_array_equal([step["masks"] for step in steps], 1)
-    assert np.abs(steps[0]["actions"]).max() == np.float32(envs.ACTION_BOUND)
+    assert np.abs(steps[0]["actions"]).max() == np.float32(actions.ACTION_BOUND)
     for earlier, later in itertools.pairwise(steps[:1000]):
         np.testing.assert_array_equal(earlier["next_observations"], later["observations"])
     assert not np.array_equal(steps[999]["next_observations"], steps[1000]["observations"])
@@ -162,8 +166,8 @@ def test_an_observation_that_the_environment_changes_in_place_is_kept(monkeypatc
             self.state += 1
             return self.state, 0.0, False, self.state[0] == 2, {"success": 0.0}
 
-    monkeypatch.setattr(envs, "make_evaluation_env", lambda *_: Counter())
-    exploration = envs.ExplorationEnvs(resolve("pointmaze-medium"), None, [0], first_step=0)
+    monkeypatch.setattr(exploration_module, "make_evaluation_env", lambda *_: Counter())
+    exploration = ExplorationEnvs(resolve("pointmaze-medium"), None, [0], first_step=0)
     steps = [exploration.step(np.zeros((1, 1))) for _ in range(3)]
     pairs = [(step["observations"].item(), step["next_observations"].item()) for step in steps]
     assert pairs == [(0, 1), (1, 2), (0, 1)]
@@ -173,6 +177,7 @@ SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--ev
 ONLINE = ("--env-id", "pointmaze-medium", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
 
+@pytest.mark.slow(20)
 def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze_file, tmp_path, refusal):
     path = tmp_path / "run"
     process = subprocess.Popen(
@@ -207,6 +212,7 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
     assert "--evaluate takes no --tau" in refusal("--evaluate", path, "--tau", 0.5)
 
 
+@pytest.mark.slow(20)
 def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path):
     """Three seeds on two devices, with an empty place. Rows do not mix offline and online updates."""
     settings = ("--env-id", "pointmaze-medium", *SMALL, "--dataset-path", pointmaze_file)

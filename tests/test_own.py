@@ -9,25 +9,26 @@ import subprocess
 import sys
 import warnings
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-from conftest import REPOSITORY, run_script
-from toys import completed
-
 import drol
 import fql
-from common import datasets, evaluation, minari_data, policy
-from common.arguments import from_command_line
+from common import evaluation, minari_envs, policy
+from common.arguments import RunArgs, from_command_line
+from common.data import ogbench_npz, own_npz, sources
 from common.env_ids import resolve
 from common.envs import make_own_env
 from common.errors import UserError
 from common.numpy_actor import act
 from common.policy import load_policy
-from common.run_directory import RunDirectory, read_config, read_table
-from common.runs import Checkpoint, Runs
+from common.run_directory import Checkpoint, RunDirectory, read_config
 from common.seeds import keys_of_runs
+from common.tables import read_table
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY, RUNS_LONG, run_script
+from toys import completed, new_run
 
 PAGE = (REPOSITORY / "common" / "README.md").read_text()
 PROGRAMS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -36,34 +37,45 @@ REACH = "reach:Reach-v0"
 
 
 @pytest.fixture(scope="module")
-def reach(once) -> pathlib.Path:
-    """A folder in which the recipes have been carried out: reach.npz, minari/, and runs/ of both."""
+def recipes(once) -> pathlib.Path:
+    """A folder with the programs of the recipes."""
 
     def make(folder: pathlib.Path) -> None:
         folder.mkdir()
         for name, program in PROGRAMS.items():
             (folder / name).write_text(program)
-        variables = {"PYTHONPATH": str(folder), "MINARI_DATASETS_PATH": str(folder / "minari")}
+
+    return once("recipes", make)
+
+
+@pytest.fixture(scope="module")
+def reach(recipes, once) -> pathlib.Path:
+    """The same folder, once the recipes have been carried out: reach.npz, minari/, and runs/ of both."""
+
+    def make(_: pathlib.Path) -> None:
+        variables = {"PYTHONPATH": str(recipes), "MINARI_DATASETS_PATH": str(recipes / "minari")}
+        variables["XLA_FLAGS"] = os.environ["XLA_FLAGS"] + RUNS_LONG
         for line in (line for line in COMMANDS if "reach" in line or "record" in line):
             words = shlex.split(line)
             assert words[0] == "python"
             script = words[1] if words[1] in PROGRAMS else str(REPOSITORY / words[1])
             result = subprocess.run(
                 [sys.executable, script, *words[2:]],
-                cwd=folder,
+                cwd=recipes,
                 capture_output=True,
                 text=True,
                 env=os.environ | variables,
             )
             assert result.returncode == 0, result.stdout + result.stderr
 
-    return once("reach", make)
+    once("reach", make)
+    return recipes
 
 
 @pytest.fixture(autouse=True)
-def importable(reach, monkeypatch):
-    monkeypatch.syspath_prepend(str(reach))
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(reach / "minari"))
+def importable(recipes, monkeypatch):
+    monkeypatch.syspath_prepend(str(recipes))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(recipes / "minari"))
 
 
 def run_of(reach: pathlib.Path, name: str) -> pathlib.Path:
@@ -71,6 +83,7 @@ def run_of(reach: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
+@pytest.mark.slow(25)
 def test_the_recipes_train_a_policy_that_reaches(reach):
     for name in ("reach-Reach-v0", "reach-scripted-v0"):
         rows = read_table(run_of(reach, name) / "eval.csv")
@@ -78,17 +91,11 @@ def test_the_recipes_train_a_policy_that_reaches(reach):
         assert rows[-1]["evaluation/success"] > 80
 
 
+@pytest.mark.slow(25)
 def test_the_same_transitions_come_from_both_kinds_of_files(reach):
     """Those of the environment itself, too: the recipes record the same episodes."""
-    npz = datasets.read_transitions(resolve(REACH), reach / "reach.npz")
-    minari, _ = datasets.load(
-        resolve("reach/scripted-v0"),
-        dataset_path=None,
-        dataset_dir=reach,
-        source="auto",
-        collect_episodes=None,
-        collect_workers=1,
-    )
+    npz = own_npz.read(resolve(REACH), reach / "reach.npz")
+    minari, _ = sources.load(resolve("reach/scripted-v0"), RunArgs())
     for name in ("observations", "rewards", "masks", "transitions"):
         np.testing.assert_array_equal(getattr(npz, name), getattr(minari, name), err_msg=name)
     np.testing.assert_allclose(npz.actions, minari.actions, atol=1e-6)
@@ -114,7 +121,7 @@ def write(path: pathlib.Path, **changes) -> pathlib.Path:
 
 
 def test_without_successors_the_next_row_is_one_unless_nothing_follows(tmp_path):
-    data = datasets.read_transitions(resolve(REACH), write(tmp_path / "a.npz"))
+    data = own_npz.read(resolve(REACH), write(tmp_path / "a.npz"))
     starts = data.transitions
     np.testing.assert_allclose(data.observations[starts, 0], [0, 0.2, 0.4, 0.6])  # of the cut one, all but the last
     np.testing.assert_allclose(data.observations[starts + 1, 0][[0, 1, 3]], [0.2, 0.4, 0.8])
@@ -125,7 +132,7 @@ def test_without_successors_the_next_row_is_one_unless_nothing_follows(tmp_path)
 
 def test_transitions_in_any_order_keep_their_successors(tmp_path):
     successors = np.arange(10.0).reshape(5, 2)[::-1] / 7
-    data = datasets.read_transitions(resolve(REACH), write(tmp_path / "a.npz", next_observations=successors))
+    data = own_npz.read(resolve(REACH), write(tmp_path / "a.npz", next_observations=successors))
     assert len(data.transitions) == 5
     np.testing.assert_allclose(data.observations[data.transitions + 1], successors, rtol=1e-6)
 
@@ -135,21 +142,21 @@ def test_transitions_in_any_order_keep_their_successors(tmp_path):
 def test_flags_of_other_conventions_cut_trajectories(tmp_path, cut, masks):
     """As D4RL's and Gymnasium's: `terminals` are 1 where the task is complete, another flag where it was cut."""
     flags = {"terminals": np.array([0, 0, 1, 0, 0]), cut: np.array([0, 0, 0, 0, 1]), "masks": masks}
-    ours = datasets.read_transitions(resolve(REACH), write(tmp_path / "ours.npz"))
-    theirs = datasets.read_transitions(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
+    ours = own_npz.read(resolve(REACH), write(tmp_path / "ours.npz"))
+    theirs = own_npz.read(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
     for name, array in vars(ours).items():
         np.testing.assert_array_equal(array, getattr(theirs, name), err_msg=name)
     early = flags | {"terminals": np.zeros(5), cut: np.array([0, 1, 0, 0, 1]), "masks": None}
-    data = datasets.read_transitions(resolve(REACH), write(tmp_path / "cut.npz", **early))
+    data = own_npz.read(resolve(REACH), write(tmp_path / "cut.npz", **early))
     np.testing.assert_allclose(data.observations[data.transitions, 0], [0, 0.4, 0.6])  # neither row that was cut
     np.testing.assert_array_equal(data.masks[data.transitions], 1)
 
 
 def test_what_is_not_read_of_a_file_is_named(tmp_path, capsys):
     path = write(tmp_path / "a.npz", terminations=np.zeros(5), **{"infos/goal": np.zeros((5, 2))})
-    datasets.read_transitions(resolve(REACH), path)
+    own_npz.read(resolve(REACH), path)
     assert capsys.readouterr().out == f"note: {path}: not read: infos/goal, terminations\n"  # masks say it already
-    datasets.read_transitions(resolve(REACH), write(path, timeouts=np.zeros(5)))
+    own_npz.read(resolve(REACH), write(path, timeouts=np.zeros(5)))
     assert capsys.readouterr().out == ""
 
 
@@ -166,7 +173,8 @@ BAD = [
     ({"actions": np.full((5, 2), -128, np.int8)}, r"actions must lie in \[-1, 1\], the largest is 128"),
     ({"observations": np.where(np.arange(10).reshape(5, 2) == 5, -1e39, 0)}, "in observations, first in row 2"),
     ({"timeouts": np.zeros(4)}, "4 rows of timeouts but 5"),
-    ({"masks": np.full(5, 2)}, r"masks \(1 - terminations\) must lie in \[0, 1\]"),
+    ({"masks": np.full(5, 2)}, r"masks must lie in \[0, 1\]"),
+    ({"terminals": np.array([0, 0, 2, 0, 1])}, r"terminals must lie in \[0, 1\]"),
     ({"terminals": np.zeros(5)}, "the last trajectory does not end"),
     ({"terminals": np.ones(5), "masks": np.ones(5)}, "holds no transition"),
     ({"observations": np.array(["a"] * 10).reshape(5, 2)}, "not numbers"),
@@ -179,7 +187,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_files_are_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        datasets.read_transitions(resolve(REACH), write(tmp_path / "a.npz", **changes))
+        own_npz.read(resolve(REACH), write(tmp_path / "a.npz", **changes))
 
 
 def test_environments_that_cannot_be_judged_in_are_refused_before_any_data(tmp_path, refusal):
@@ -204,6 +212,7 @@ def test_an_environment_without_a_time_limit_is_refused():
         make_own_env("reach:Endless-v0")
 
 
+@pytest.mark.slow(10)
 def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
     with np.load(cube_file) as file:
         arrays = dict(file)
@@ -211,24 +220,25 @@ def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
     own = {"rewards": np.arange(n, dtype=np.float32), "masks": np.zeros(n, np.float32)}
     np.savez(tmp_path / "own.npz", **arrays, **own)
     spec = resolve("cube-single")
-    data = datasets.read_ogbench(spec, tmp_path / "own.npz", own_rewards=True)
+    data = ogbench_npz.read(spec, tmp_path / "own.npz", own_rewards=True)
     np.testing.assert_array_equal(data.rewards, own["rewards"])
     np.testing.assert_array_equal(data.masks, 0)
-    assert (datasets.read_ogbench(spec, tmp_path / "own.npz").rewards <= 0).all()
+    assert (ogbench_npz.read(spec, tmp_path / "own.npz").rewards <= 0).all()
     np.savez(tmp_path / "bad.npz", **arrays, **(own | {"masks": np.full(n, 2.0)}))
-    with pytest.raises(UserError, match=r"masks .* must lie in"):
-        datasets.read_ogbench(spec, tmp_path / "bad.npz", own_rewards=True)
+    with pytest.raises(UserError, match="masks must lie in"):
+        ogbench_npz.read(spec, tmp_path / "bad.npz", own_rewards=True)
     with pytest.raises(UserError, match="rewards is missing; --own-rewards needs it"):
-        datasets.read_ogbench(spec, cube_file, own_rewards=True)
+        ogbench_npz.read(spec, cube_file, own_rewards=True)
 
 
+@pytest.mark.slow(10)
 def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_path, cube_file, capsys):
     with np.load(cube_file) as file:
         arrays = dict(file)
     timeouts = np.zeros(len(arrays["terminals"]))
     timeouts[[10, 500]] = 1
     np.savez(tmp_path / "a.npz", **arrays, timeouts=timeouts, goals=timeouts)
-    plain, data = (datasets.read_ogbench(resolve("cube-single"), path) for path in (cube_file, tmp_path / "a.npz"))
+    plain, data = (ogbench_npz.read(resolve("cube-single"), path) for path in (cube_file, tmp_path / "a.npz"))
     np.testing.assert_array_equal(data.transitions, np.setdiff1d(plain.transitions, [10, 500]))
     assert f"{tmp_path / 'a.npz'}: not read: goals\n" in capsys.readouterr().out
 
@@ -236,6 +246,7 @@ def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_
 # A trained policy in a program of one's own
 
 
+@pytest.mark.slow(25)
 def test_the_lines_of_the_main_page_act(reach, tmp_path, monkeypatch):
     (lines,) = re.findall(r"```python\n(.*?load_policy.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     names: dict = {}
@@ -247,16 +258,16 @@ def saved_run(
     path: pathlib.Path, algorithm, env_id: str, dataset: pathlib.Path, sizes: tuple[int, int]
 ) -> pathlib.Path:
     """A run that has not learned anything, but has a checkpoint."""
-    spec = resolve(env_id)
     args = completed(algorithm, algorithm.Args(env_id=env_id, hidden_sizes=(8, 8)), env_id)[0]
     origin = {"source": "file", "path": str(dataset), "sha256": "0"}
     named = dict(zip(("observation", "action"), sizes, strict=True))
-    run = RunDirectory.create(path, algorithm.ALGORITHM, spec, args, {}, origin, named, [0])
+    run = new_run(path, algorithm, args, {}, origin, named)
     run.save(10, Checkpoint(jax.jit(lambda key: algorithm.init_state(args, *sizes, key))(jax.random.key(3)), None, {}))
     return path
 
 
 @pytest.mark.parametrize("which", ["own", "cube-single", "pen"])
+@pytest.mark.slow(25)
 def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_path, monkeypatch):
     """Same keys, same actions: an episode gone through by hand has the return that the evaluation counts."""
     if which == "own":
@@ -270,7 +281,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            minari_data.register_environments()
+            minari_envs.register_environments()
             collector = minari.DataCollector(gymnasium.make("AdroitHandPen-v1"))
             collector.reset(seed=0)
             while not any(collector.step(np.zeros(24, np.float32))[2:4]):
@@ -284,8 +295,8 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     keys = keys_of_runs([0]).evaluation
     evaluator = evaluation.Evaluator(loaded.spec, 1, seeds=[0], workers=1, dataset_path=loaded.dataset_path)
     act = lambda params, observation, key: algorithm.sample_action(args, params, observation, key)  # noqa: E731
-    params = Runs([run]).read_newest_params(lambda key: algorithm.init_state(args, *run.sizes, key))[1]
-    (result,) = evaluator(evaluation.policies_of(act, keys)(params))
+    params = run.newest_params(lambda key: algorithm.init_state(args, *run.sizes, key))[1]
+    (result,) = evaluator(evaluation.policies_of(act, keys)(jax.tree.map(lambda leaf: leaf[None], params)))
 
     env, act_here = loaded.make_env(), jax.jit(loaded)
     observation, total, step, over = env.reset(seed=evaluator.episode_seeds[0][0])[0], 0.0, 0, False
@@ -298,6 +309,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     evaluator.close()
 
 
+@pytest.mark.slow(25)
 def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, monkeypatch):
     monkeypatch.setattr(policy, "make_evaluation_env", None)
     loaded = load_policy(str(run_of(reach, "reach-Reach-v0")))
@@ -309,6 +321,7 @@ def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, mon
     np.testing.assert_allclose(loaded(observations, jax.random.split(key, 3)), batch, atol=1e-6)
 
 
+@pytest.mark.slow(25)
 def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
     path = run_of(reach, "reach-Reach-v0")
     result = run_script(
@@ -324,6 +337,7 @@ def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
     assert set(re.findall(r"^(?:import|from) (\S+)", source, re.MULTILINE)) == {"collections.abc", "numpy"}
 
 
+@pytest.mark.slow(25)
 def test_what_only_acts_takes_no_accelerator(reach, tmp_path):
     """Here one that is asked for and missing would be an error. In a program of one's own it is asked for little."""
     path, only_cuda = run_of(reach, "reach-Reach-v0"), {"PYTHONPATH": str(reach), "JAX_PLATFORMS": "cuda"}
@@ -375,6 +389,7 @@ print([(str(run.path), run.step, run.score is not None) for run in outcomes])
 """
 
 
+@pytest.mark.slow(7)
 def test_a_cell_of_a_notebook_trains(reach, tmp_path, monkeypatch):
     """In a real kernel, whose main thread runs an event loop."""
     import nbclient

@@ -1,26 +1,24 @@
 """Whether this MuJoCo moves every environment as the chosen one did, and what is said and named where one does not.
 
 physics.npz holds states with what oracles, experts, or random actions set as control in them, and where a control step
-led under the version that it names; results/physics.py makes it.
+led under the version that it names; results/experiments/physics.py makes it.
 """
 
+import contextlib
 import pathlib
 import shutil
-import sys
 from importlib import metadata
 
-import numpy as np
-import pytest
-from conftest import REPOSITORY
-
 import drol
-from common import adroit, collect, mujoco_versions
+import physics
+from common import mujoco_versions
+from common.data import collect, hands
 from common.env_ids import resolve
 from common.errors import UserError
 from common.runs import Runs
 
-sys.path.insert(0, str(REPOSITORY / "results"))
-import physics
+import numpy as np
+import pytest
 
 
 @pytest.mark.parametrize("env_id", physics.PARTS)
@@ -47,7 +45,7 @@ def install(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_collections_have_a_name_for_each_physics(monkeypatch):
     def names() -> list[str]:
         paths = [collect.collected_path(resolve(e), pathlib.Path(), 9, 0) for e in ("cube-double", "pointmaze-large")]
-        return [*(path.name for path in paths), adroit.dataset_id(resolve("relocate-expert"), 9, seed=0)]
+        return [*(path.name for path in paths), hands.dataset_id(resolve("relocate-expert"), 9, seed=0)]
 
     for version, of_cube, of_hand in (
         ("3.1.6", "", ""),
@@ -92,9 +90,12 @@ def test_an_environment_of_ones_own_is_none_of_them_whatever_its_name():
     assert mujoco_versions.changes(resolve("door-expert"), "4.0.0") != []
 
 
+@pytest.mark.slow(10)
 def test_a_run_of_another_physics_says_so_and_goes_on_in_its_own_alone(cube_file, tmp_path, monkeypatch, capsys):
     def begin(**arguments) -> str:
-        Runs.begin(drol.Args(**arguments), "drol", drol.published_settings)[2].close()
+        begin = Runs.reopen if "resume" in arguments else Runs.start
+        with contextlib.closing(begin(drol.Args(**arguments), "drol", drol.published_settings)) as runs:
+            runs.load_dataset()
         return capsys.readouterr().out
 
     data = tmp_path / "cube.npz"

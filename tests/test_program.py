@@ -13,15 +13,15 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import pytest
-from conftest import REPOSITORY, command, run_script
-
 import drol
 from common import command_line
 from common.arguments import from_command_line
 from common.errors import UserError
-from common.run_directory import read_table
+from common.tables import read_table
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, command, run_script
 
 UPDATES, EVAL_INTERVAL = 3000, 1500  # takes long enough to be killed in the middle
 SMALL = ("--env-id", "pointmaze-medium", "--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1)
@@ -104,6 +104,7 @@ def logged_rows(run: pathlib.Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.slow(12)
 def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
     out = (unbroken / "stdout").read_text()
     for expected in (
@@ -129,6 +130,7 @@ def test_a_run_says_what_it_does_and_leaves_logs(unbroken, pointmaze_file):
     assert len(list((unbroken / "checkpoints").iterdir())) <= 2
 
 
+@pytest.mark.slow(35)
 def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, pointmaze_file, tmp_path, capsys, refusal):
     """Killed, killed again and its newest checkpoint damaged, Ctrl-C, killed and stopped during evaluations.
 
@@ -203,6 +205,7 @@ def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, poi
     assert_same_run(path, unbroken)
 
 
+@pytest.mark.slow(5)
 def test_a_second_ctrl_c_stops_at_once(start, pointmaze_file, tmp_path):
     # One chunk of this takes far longer than the test waits.
     slow = ("--hidden-sizes", 1024, 1024, "--batch-size", 4096, "--env-id", "pointmaze-medium", "--eval-workers", 1)
@@ -222,10 +225,11 @@ def test_a_second_ctrl_c_stops_at_once(start, pointmaze_file, tmp_path):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow(4)
 def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
     arguments = ("--env-id", "pointmaze-medium", "--episodes", 500, "--workers", 2, "--dataset-dir", tmp_path)
     process = subprocess.Popen(
-        command(*arguments, module="common.collect"),
+        command(*arguments, module="common.data.collect"),
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -254,7 +258,7 @@ NONSENSE = [
     (("--dataset-path", "no/such/file.npz"), "no such file"),
     (("--resume", "no/such/run"), "not a run directory"),
     (("--resume", "tests"), "not a run directory"),
-    (("--resume", "tests", "--seed", 3), "give no other argument"),
+    (("--resume", "tests", "--seed", 3), "--resume takes no --seed"),
     (("--video", "film.mp4"), "--video film.mp4: belongs to --evaluate"),
     (("--evaluate", "tests", "--video", "film.avi"), "a name that ends in .mp4 or .gif"),
     (("--env-id", "humanoidmaze-large", "--data-source", "collect"), "no oracle collects"),
@@ -306,11 +310,13 @@ def test_damaged_data_is_refused(pointmaze_file, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow(12)
 def test_a_taken_run_directory_is_refused(unbroken, pointmaze_file, refusal):
     message = refusal(*RUN, "--dataset-path", pointmaze_file, "--run-dir", unbroken)
     assert f"go on with it: --resume {unbroken}" in message
 
 
+@pytest.mark.slow(4)
 def test_a_diverging_loss_stops_the_run(pointmaze_file, tmp_path):
     huge = ("--bc-coef", 3e38, "--q-coef", 3e38)
     result = run_script(*RUN, "--dataset-path", pointmaze_file, "--run-dir", tmp_path / "run", *huge)
@@ -323,6 +329,7 @@ def test_a_diverging_loss_stops_the_run(pointmaze_file, tmp_path):
 @pytest.mark.skipif(
     not pathlib.Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full"
 )
+@pytest.mark.slow(4)
 def test_a_full_disk_is_one_line(start, pointmaze_file, tmp_path):
     path = tmp_path / "run"
     process = start(*RUN, "--dataset-path", pointmaze_file, "--run-dir", path)
@@ -355,6 +362,7 @@ def without_newest_checkpoint(run: pathlib.Path, path: pathlib.Path) -> pathlib.
     return path
 
 
+@pytest.mark.slow(20)
 def test_seeds_go_on_together_to_the_same_bits_or_alone(pointmaze_file, tmp_path):
     """Three seeds on two devices, with the data on the host; then one of them on one device, which holds the data."""
     settings = (*SMALL, "--offline-steps", 150, "--log-interval", 50, "--eval-episodes", 2, "--save-minutes", 0)
@@ -386,6 +394,7 @@ def test_seeds_go_on_together_to_the_same_bits_or_alone(pointmaze_file, tmp_path
     assert evaluations[0][0] == pytest.approx(evaluations[1][0], rel=1e-3)
 
 
+@pytest.mark.slow(17)
 def test_fql_trains_and_resumes_and_is_not_taken_for_drol(pointmaze_file, tmp_path, refusal):
     """Compiled as it is for users, which takes long: two steps of the flow."""
     users, path = {"XLA_FLAGS": ""}, tmp_path / "run"
@@ -403,6 +412,7 @@ def test_fql_trains_and_resumes_and_is_not_taken_for_drol(pointmaze_file, tmp_pa
     assert {"actor/flow_loss", "actor/distill_loss"} < set(read_table(path / "train.csv")[0])
 
 
+@pytest.mark.slow(12)
 def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, refusal):
     shutil.copytree(unbroken, tmp_path / "run")
     data = tmp_path / "data.npz"  # the run finds this where its data was
@@ -413,6 +423,7 @@ def test_changed_data_is_noticed_on_resume(unbroken, pointmaze_file, tmp_path, r
     assert "SHA-256 differs" in refusal("--resume", tmp_path / "run")
 
 
+@pytest.mark.slow(12)
 def test_a_program_evaluates_a_run_with_other_settings_also_in_a_thread(unbroken, capsys, monkeypatch):
     """The command line is not read again, and signals belong to the main thread."""
     monkeypatch.setattr(sys, "argv", ["notebook", "--no-such-option"])
@@ -425,6 +436,7 @@ def test_a_program_evaluates_a_run_with_other_settings_also_in_a_thread(unbroken
         drol.main(drol.Args(evaluate=unbroken, tau=0.5))
 
 
+@pytest.mark.slow(12)
 def test_data_that_has_moved_is_named_on_resume(unbroken, pointmaze_file, tmp_path, refusal, capsys):
     data = tmp_path / "elsewhere"
     data.mkdir()
@@ -459,6 +471,7 @@ def test_print_config_is_about_a_new_run(run):
         drol.main(drol.Args(print_config=True, **run))
 
 
+@pytest.mark.slow(4)
 def test_help_and_argument_errors_answer_quickly():
     for args, status, answer in ((("--help",), 0, "--bc-coef"), (("--env-id", "nonsense"), 2, "error: ")):
         seconds = []

@@ -3,43 +3,39 @@
 import re
 import shlex
 import stat
-import sys
-
-import pytest
-import tyro
-from conftest import REPOSITORY
-
-import drol
-import fql
-from common import collect
-
-sys.path.insert(0, str(REPOSITORY / "results"))
 
 import antmaze
+import drol
+import fql
 import make
 import physics
 import plot
 import speed
 import sweep
 import table
+from common.data import collect
+
+import pytest
+import tyro
+from conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = "".join(
-    (REPOSITORY / page).read_text()
-    for page in ("README.md", "common/README.md", "results/README.md", "results/TUNING.md", "results/SWEEPS.md")
+    page.read_text()
+    for page in (REPOSITORY / "README.md", REPOSITORY / "common/README.md", *sorted(REPOSITORY.glob("results/**/*.md")))
 )
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) for line in block.splitlines()]
 PROGRAMS = {
     "drol.py": drol.Args,
     "fql.py": fql.Args,
-    "common.collect": collect.Args,
-    "results/plot.py": plot.Args,
-    "results/table.py": table.Args,
-    "results/physics.py": physics.Args,
-    "results/speed.py": speed.Args,
-    "results/make.py": make.Args,
-    "results/antmaze.py": antmaze.Args,
-    "results/sweep.py": sweep.Args,
+    "common.data.collect": collect.Args,
+    "results/plot.py": plot.PlotArgs,
+    "results/table.py": table.TableArgs,
+    "results/experiments/physics.py": physics.PhysicsArgs,
+    "results/experiments/speed.py": speed.SpeedArgs,
+    "results/experiments/make.py": make.MakeArgs,
+    "results/experiments/antmaze.py": antmaze.AntmazeArgs,
+    "results/sweep.py": sweep.SweepArgs,
 }
 
 
@@ -58,7 +54,7 @@ SINGLE = [re.sub(r"\$\w+", "1", part) for line in COMMANDS for part in re.split(
 @pytest.mark.parametrize("line", [line for line in SINGLE if arguments(line)])
 def test_the_arguments_exist(line):
     args_class, words = arguments(line)
-    if args_class is sweep.Args:  # which passes on those of the scripts
+    if args_class is sweep.SweepArgs:  # which passes on those of the scripts
         args, passed_on = sweep.parse(words)
         assert sweep.grid(args, passed_on)
     else:

@@ -5,25 +5,25 @@ import json
 import os
 import pathlib
 
+import drol
+from common import algorithms, files, run_directory
+from common.checkpoints import DAMAGE, Checkpoints
+from common.env_ids import resolve
+from common.errors import UserError
+from common.run_directory import Checkpoint, RunDirectory, read_config
+from common.runs import Runs
+from common.scores import score_metric, scores
+from common.seeds import Seeds
+from common.tables import read_table
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import completed
-
-import drol
-from common import algorithms, checkpoints, files, run_directory
-from common.env_ids import resolve
-from common.errors import UserError
-from common.run_directory import RunDirectory, read_config, read_table, score_metric, scores
-from common.runs import Checkpoint, Runs
-from common.seeds import Seeds
+from toys import completed, new_run
 
 
 def create(path: pathlib.Path) -> RunDirectory:
-    spec = resolve("cube-single")
-    args, origins = completed(drol, drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz")))
-    provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-    return RunDirectory.create(path, "drol", spec, args, origins, provenance, {"observation": 3, "action": 2}, [0])
+    return new_run(path, drol, *completed(drol, drol.Args(env_id="cube-single", dataset_path=pathlib.Path("a/b.npz"))))
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_rewinding_drops_later_rows_and_half_a_row(run):
 def test_rewinding_removes_what_a_kill_or_a_power_cut_left(run, capsys):
     for step in (10, 20):
         run.log("train", {"step": step, "critic/loss": 1.0})
-        run.save(step, TREE)
+        run.save(step, Checkpoint(TREE))
     (run.path / "checkpoints" / "step-000000030.npz").write_bytes(b"damaged")
     (run.path / "checkpoints" / ".tmp-step-000000040.npz").write_bytes(b"half")
     with (run.path / "train.csv").open("ab") as file:
@@ -206,7 +206,7 @@ def test_rows_that_were_written_and_cannot_be_read_are_named_and_kept_beside(run
         run.log("train", {"step": step, "critic/loss": step / 7})
         if run.is_due(step):
             run.log("eval", {"step": step, "evaluation/success": float(step)})
-        run.save(step, TREE)
+        run.save(step, Checkpoint(TREE))
     for table, row in (("train", 2), ("eval", 1)):
         path = run.path / f"{table}.csv"
         lines = path.read_text().splitlines(keepends=True)
@@ -226,22 +226,22 @@ def test_a_checkpoint_is_kept_until_its_evaluation_is_logged(run):
     run.config["args"] |= {"offline_steps": 100, "eval_interval": 20}
     for step in (10, 20, 30, 40):
         run.save(step, Checkpoint({**TREE, "step": jnp.int32(step)}))
-    assert run.checkpoint_steps() == [20, 30, 40]
+    assert run.checkpoints.steps() == [20, 30, 40]
     assert [run.is_due(step) for step in (0, 10, 20, 100)] == [False, False, True, True]
-    runs = Runs([run])
+    runs = Runs([run], run.read_args(drol.Args), None, is_new=False)
     runs.restore(Seeds(runs.seeds), {name: np.asarray(leaf)[None] for name, leaf in TREE.items()}, None)
     missed = [(step, states["step"].tolist()) for step, states in runs.missed_evaluations()]
     assert missed == [(20, [20]), (40, [40])]
     run.log("eval", {"step": 20, "evaluation/success": 1.0})
     run.save(50, Checkpoint(TREE))
-    assert run.checkpoint_steps() == [40, 50]
+    assert run.checkpoints.steps() == [40, 50]
     assert list(reopen(run).evaluations) == [20]
 
 
 def test_a_state_that_is_not_finite_is_not_saved(run):
-    run.save(10, TREE)
+    run.save(10, Checkpoint(TREE))
     with pytest.raises(UserError, match=r"'a'.* is not finite after update 20.*step-000000010"):
-        run.save(20, {**TREE, "a": jnp.array([[1.0, jnp.nan]])})
+        run.save(20, Checkpoint({**TREE, "a": jnp.array([[1.0, jnp.nan]])}))
 
 
 def test_the_normalised_score_is_the_score_where_there_is_one():
@@ -255,18 +255,18 @@ def test_the_normalised_score_is_the_score_where_there_is_one():
 
 def test_checkpoints_come_back_and_two_are_kept(tmp_path):
     for step in (1, 2, 3):
-        checkpoints.save(tmp_path, step, {**TREE, "step": jnp.int32(step)})
+        Checkpoints(tmp_path).save(step, {**TREE, "step": jnp.int32(step)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002.npz", "step-000000003.npz"]
-    assert checkpoints.sound_steps(tmp_path, TREE) == {2, 3}
-    restored = checkpoints.restore(tmp_path, 3, TREE)
+    assert Checkpoints(tmp_path).sound_steps(TREE) == {2, 3}
+    restored = Checkpoints(tmp_path).restore(3, TREE)
     assert restored["step"] == 3
     np.testing.assert_array_equal(restored["a"], TREE["a"])
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "other"])
 def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, capsys, damage):
-    checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(1)})
-    newest = checkpoints.save(tmp_path, 2, TREE)
+    Checkpoints(tmp_path).save(1, {**TREE, "step": jnp.int32(1)})
+    newest = Checkpoints(tmp_path).save(2, TREE)
     content = bytearray(newest.read_bytes())
     if damage == "truncate":
         content = content[: len(content) // 2]
@@ -275,37 +275,37 @@ def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, capsys, damage):
     elif damage == "flip":
         content[content.index(np.float32(4.0).tobytes())] ^= 1  # a bit of the array itself
     else:
-        checkpoints.save(tmp_path, 2, {"a": jnp.zeros(3), "step": jnp.int32(2)})
+        Checkpoints(tmp_path).save(2, {"a": jnp.zeros(3), "step": jnp.int32(2)})
         content = newest.read_bytes()
     newest.write_bytes(content)
-    assert checkpoints.sound_steps(tmp_path, TREE) == {1}
+    assert Checkpoints(tmp_path).sound_steps(TREE) == {1}
     assert f"{newest} is damaged" in capsys.readouterr().err
 
 
 def test_no_flipped_bit_of_an_arrays_header_loads_other_numbers(tmp_path):
     tree = {"a": np.random.default_rng(0).standard_normal((512, 512), np.float32)}
-    path = checkpoints.save(tmp_path, 1, tree)
+    path = Checkpoints(tmp_path).save(1, tree)
     content = bytearray(path.read_bytes())
     header = content.index(b"\x93NUMPY")
     for bit in range(8 * 128):
         content[header + bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
         content[header + bit // 8] ^= 1 << bit % 8
-        with pytest.raises(checkpoints.DAMAGE):
-            checkpoints.restore(tmp_path, 1, tree)
+        with pytest.raises(DAMAGE):
+            Checkpoints(tmp_path).restore(1, tree)
     path.write_bytes(content)
-    np.testing.assert_array_equal(checkpoints.restore(tmp_path, 1, tree)["a"], tree["a"])
+    np.testing.assert_array_equal(Checkpoints(tmp_path).restore(1, tree)["a"], tree["a"])
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
-    assert checkpoints.sound_steps(tmp_path, TREE) == set()
-    checkpoints.save(tmp_path, 1, TREE).write_bytes(b"PK")
+    assert Checkpoints(tmp_path).sound_steps(TREE) == set()
+    Checkpoints(tmp_path).save(1, TREE).write_bytes(b"PK")
     with pytest.raises(UserError, match="all 1 checkpoints in"):
-        checkpoints.sound_steps(tmp_path, TREE)
+        Checkpoints(tmp_path).sound_steps(TREE)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = checkpoints.save(tmp_path, 1, TREE)
+    path = Checkpoints(tmp_path).save(1, TREE)
     before = path.read_bytes()
 
     def fail(descriptor):
@@ -313,19 +313,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(tmp_path, 1, {**TREE, "step": jnp.int32(9)})
+        Checkpoints(tmp_path).save(1, {**TREE, "step": jnp.int32(9)})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_full_disk_says_which_file_and_how_to_go_on(run, monkeypatch):
-    run.save(10, TREE)
+    run.save(10, Checkpoint(TREE))
 
     def fail(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    for write in (lambda: run.save(20, TREE), lambda: run.log("eval", {"step": 20, "evaluation/success": 1.0})):
+    for write in (
+        lambda: run.save(20, Checkpoint(TREE)),
+        lambda: run.log("eval", {"step": 20, "evaluation/success": 1.0}),
+    ):
         with pytest.raises(
             UserError, match=rf"No space left on device: {run.path}/.*000010\.npz; .*--resume {run.path}"
         ):
@@ -335,16 +338,16 @@ def test_a_full_disk_says_which_file_and_how_to_go_on(run, monkeypatch):
 def test_data_that_has_moved_is_found_where_it_would_be_today(run, tmp_path, monkeypatch):
     run.config["dataset"]["path"] = "/vanished/x.npz"
     run.config["args"]["dataset_dir"] = str(tmp_path)
-    assert run.dataset_path == pathlib.Path("/vanished/x.npz")
+    assert run.find_data(drol.Args()) == pathlib.Path("/vanished/x.npz")
     (tmp_path / "x.npz").touch()
-    assert run.dataset_path == tmp_path / "x.npz"
+    assert run.find_data(drol.Args()) == tmp_path / "x.npz"
     run.config["args"]["dataset_dir"] = "/vanished"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     place = tmp_path / "home/.ogbench/data/x.npz"
     place.parent.mkdir(parents=True)
     place.touch()
-    assert run.dataset_path == place
+    assert run.find_data(drol.Args()) == place
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    run.config["environment"] |= {"suite": "d4rl", "name": "D4RL/pen/human-v2"}
+    run.spec = resolve("pen-human")
     (tmp_path / "minari/D4RL/pen/human-v2").mkdir(parents=True)
-    assert run.dataset_path == tmp_path / "minari/D4RL/pen/human-v2"
+    assert run.find_data(drol.Args()) == tmp_path / "minari/D4RL/pen/human-v2"

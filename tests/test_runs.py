@@ -6,18 +6,18 @@ import sys
 import types
 from typing import NamedTuple
 
+import drol
+from common.checkpoints import Checkpoints
+from common.env_ids import resolve
+from common.errors import UserError
+from common.run_directory import Checkpoint, Learned, RunDirectory
+from common.runs import Runs, new_paths
+from common.seeds import Seeds
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import completed
-
-import drol
-from common import checkpoints
-from common.env_ids import resolve
-from common.errors import UserError
-from common.run_directory import RunDirectory
-from common.runs import Checkpoint, Learned, Runs, new_paths
-from common.seeds import Seeds
+from toys import completed, new_run
 
 STATE = {"a": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(7)}  # of one seed
 CHECKPOINT = Checkpoint(STATE)
@@ -27,25 +27,22 @@ def stacked(*states: dict) -> dict:
     return {name: np.stack([state[name] for state in states]) for name in STATE}
 
 
+def together(each: list[RunDirectory]) -> Runs:
+    return Runs(each, each[0].read_args(drol.Args), None, is_new=False)
+
+
 def restored(each: list[RunDirectory]) -> tuple[Runs, dict]:
     """Runs that go on where they stand, and their states."""
-    runs = Runs(each)
+    runs = together(each)
     return runs, runs.restore(Seeds(runs.seeds), stacked(*[STATE for _ in each]), None)[0]
 
 
 def directories(tmp_path, seeds=(0, 1), **different) -> list[RunDirectory]:
     """Of these seeds; `different` are arguments of the last one alone."""
-    spec, runs = resolve("cube-single"), []
+    runs = []
     for seed in seeds:
         given = drol.Args(env_id="cube-single", seed=seed, **(different if seed == seeds[-1] else {}))
-        args, origins = completed(drol, given)
-        provenance = {"source": "file", "path": "x.npz", "sha256": "0"}
-        path = tmp_path / f"seed{seed}"
-        runs.append(
-            RunDirectory.create(
-                path, "drol", spec, args, origins, provenance, {"observation": 3, "action": 2}, list(seeds)
-            )
-        )
+        runs.append(new_run(tmp_path / f"seed{seed}", drol, *completed(drol, given), seeds_together=seeds))
     return runs
 
 
@@ -60,7 +57,7 @@ def test_a_kill_during_the_first_checkpoint_leaves_a_run_that_starts_again(tmp_p
     (run,) = directories(tmp_path, seeds=[0])
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / ".tmp-step-000000010.npz").write_bytes(b"half")
-    assert Runs([run]).last_common_step(CHECKPOINT) == 0
+    assert together([run]).last_common_step(CHECKPOINT) == 0
 
 
 def test_an_evaluation_without_a_sound_checkpoint_is_given_up_in_one_line(tmp_path, capsys):
@@ -75,9 +72,8 @@ def test_an_evaluation_without_a_sound_checkpoint_is_given_up_in_one_line(tmp_pa
 
 def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
     each = directories(tmp_path)
-    runs = Runs(each)
+    runs = together(each)
     assert runs.seeds == [0, 1]
-    assert runs.read_args(drol.Args) == each[0].read_args(drol.Args)
     assert runs.last_common_step(CHECKPOINT) == 0
     states = stacked(*({"a": i * STATE["a"], "step": np.int32(10)} for i in (1, 2, 3)))
     runs.save(10, states, None)  # with an empty place beside the two seeds
@@ -85,7 +81,7 @@ def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
     runs, gone_on = restored(each)
     assert runs.step == 10
     np.testing.assert_array_equal(gone_on["a"], states["a"][:2])
-    assert [run.checkpoint_steps() for run in each] == [[10], [10]]
+    assert [run.checkpoints.steps() for run in each] == [[10], [10]]
     for step in (30, 40):
         each[0].save(step, CHECKPOINT)
     with pytest.raises(UserError, match=r"resume each of them alone: .*seed0 at 40, .*seed1 at 10"):
@@ -94,7 +90,7 @@ def test_seeds_go_on_from_the_newest_checkpoint_that_all_have(tmp_path):
 
 def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path):
     (run,) = directories(tmp_path, seeds=[0])
-    runs = Runs([run])
+    runs = together([run])
     runs.save(10, stacked(STATE), None)
     written = (run.path / "checkpoints" / "step-000000010.npz").stat().st_ino  # a new file would be another one
     runs.save(10, stacked(STATE), None)
@@ -104,7 +100,7 @@ def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path):
 def test_seeds_killed_between_their_first_checkpoints_begin_again(tmp_path):
     each = directories(tmp_path)
     each[0].save(10, CHECKPOINT)
-    assert Runs(each).last_common_step(CHECKPOINT) == 0
+    assert together(each).last_common_step(CHECKPOINT) == 0
 
 
 def test_a_run_whose_checkpoints_are_gone_keeps_its_logs(tmp_path):
@@ -125,7 +121,7 @@ def test_runs_that_began_apart_do_not_begin_again_because_one_of_them_has_to(tmp
     a[0].save(10, CHECKPOINT)
     with pytest.raises(UserError, match="resume each of them alone"):
         restored([*a, *b])
-    assert a[0].checkpoint_steps() == [10]
+    assert a[0].checkpoints.steps() == [10]
 
 
 def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_path):
@@ -135,20 +131,24 @@ def test_an_evaluation_that_one_seed_has_logged_is_made_up_for_by_the_other(tmp_
             run.save(step, Checkpoint({**STATE, "step": jnp.int32(step)}))
     for step in (20, 40):
         each[0].log("eval", {"step": step, "evaluation/success": 1.0})  # its checkpoint of 20 goes
-    assert (each[0].checkpoint_steps(), each[1].checkpoint_steps()) == ([40, 50], [20, 40, 50])
+    assert (each[0].checkpoints.steps(), each[1].checkpoints.steps()) == ([40, 50], [20, 40, 50])
     runs, _ = restored(each)
     missed = [(step, states["step"].tolist()) for step, states in runs.missed_evaluations()]
     assert missed == [(20, [20, 20]), (40, [40, 40])]
-    assert runs.is_due(20)
+    assert runs.evaluation_is_due(20)
     logged = runs.log_evaluation(20, [{"evaluation/success": 2.0}, {"evaluation/success": 3.0}])
     assert logged == [{"evaluation/success": 3.0}]
     assert [run.evaluations[20]["evaluation/success"] for run in each] == [1.0, 3.0]  # no row twice
-    assert not runs.is_due(20)
+    assert not runs.evaluation_is_due(20)
 
 
 def test_runs_that_differ_in_more_than_the_seed_do_not_go_on_together(tmp_path):
+    paths = []
+    for run in directories(tmp_path, tau=0.5):
+        run.close()
+        paths.append(run.path)
     with pytest.raises(UserError, match="they differ in --tau"):
-        Runs(directories(tmp_path, tau=0.5)).read_args(drol.Args)
+        Runs.reopen(drol.Args(resume=tuple(paths)), "drol", drol.published_settings)
 
 
 def test_each_seed_has_a_folder_of_its_own(tmp_path):
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_is_pruned_while_it_is_read_gives_way_to_the_next(tmp_
     (run,) = directories(tmp_path, seeds=[0])
     init_state = lambda key: Learned({"a": jnp.zeros(2)})  # noqa: E731
     with pytest.raises(UserError, match="no checkpoint yet"):
-        Runs([run]).read_newest_params(init_state)
+        run.newest_params(init_state)
 
     class State(NamedTuple):
         params: dict
@@ -179,18 +179,18 @@ def test_a_checkpoint_that_is_pruned_while_it_is_read_gives_way_to_the_next(tmp_
 
     for step in (10, 20):
         save(step)
-    restore, calls = checkpoints.restore, []
+    restore, calls = Checkpoints.restore, []
 
-    def train_on(folder, step, like):
+    def train_on(checkpoints, step, like):
         calls.append(step)
         if len(calls) in (1, 3):  # two updates while the first file is opened, two before the newest is read again
             for _ in range(2):
-                save(run.checkpoint_steps()[-1] + 10)
-        return restore(folder, step, like)
+                save(run.checkpoints.steps()[-1] + 10)
+        return restore(checkpoints, step, like)
 
-    monkeypatch.setattr(checkpoints, "restore", train_on)
-    step, params = Runs([run]).read_newest_params(init_state)
-    assert step == params["a"][0, 0] >= 40
+    monkeypatch.setattr(Checkpoints, "restore", train_on)
+    step, params = run.newest_params(init_state)
+    assert step == params["a"][0] >= 40
 
 
 def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(tmp_path, capsys):
@@ -198,17 +198,21 @@ def test_the_headline_is_the_mean_of_the_last_three_and_never_the_best(tmp_path,
     run.config["args"] |= {"offline_steps": 4, "eval_interval": 1}
     for step, success in [(1, 100.0), (2, 10.0), (3, 20.0), (4, 60.0)]:
         run.log("eval", {"step": step, "evaluation/success": success})
-    assert Runs([run]).outcome(4, 4) == [(run.path, 4, 30.0)]
+    runs = Runs([run], drol.Args(offline_steps=4), None, is_new=False)
+    assert runs.outcomes(4) == [(run.path, 4, 30.0)]
     assert "success (%) 30.0, mean of the evaluations after 2, 3, 4 updates" in capsys.readouterr().out
-    run.config["environment"]["suite"] = "d4rl"
-    assert Runs([run]).outcome(4, 4) == [(run.path, 4, 60.0)]
+    runs.spec = resolve("pen-human")  # the last one on D4RL's own sets
+    assert runs.outcomes(4) == [(run.path, 4, 60.0)]
     assert "success (%) 60.0, evaluation after 4 updates" in capsys.readouterr().out
+    for env_id in ("reach/scripted-v0", "reach:Reach-v0"):  # of everything else the same, whatever its format
+        runs.spec = resolve(env_id)
+        assert runs.outcomes(4) == [(run.path, 4, 30.0)]
 
 
 def test_seeds_that_have_not_ended_say_how_they_go_on_together(tmp_path, capsys):
     each = evaluated_every_20(tmp_path)
     each[0].log("eval", {"step": 100, "evaluation/success": 1.0})  # the other's last evaluation was not made
-    assert [outcome.score for outcome in Runs(each).outcome(100, 100)] == [None, None]
+    assert [outcome.score for outcome in together(each).outcomes(100)] == [None, None]
     assert f"--resume {each[0].path} {each[1].path}\n" in capsys.readouterr().out
 
 
@@ -217,31 +221,31 @@ def test_rows_are_means_of_what_was_there_to_the_same_bits_however_cut(tmp_path)
     q = (np.random.default_rng(0).normal(size=(2, 1000))).astype(np.float32)
 
     def means(*cuts: int) -> list[dict[str, float]]:
-        metrics = Runs(each).unlogged
-        metrics.add(0, {"q": q[:, 0]})  # a single update
+        runs = together(each)
+        runs.add_metrics(0, {"q": q[:, 0]})  # a single update
         for first, end in zip((1, *cuts), (*cuts, 1000), strict=True):
-            metrics.add(first, {"q": q[:, first:end]})
-        return metrics.take_means()
+            runs.add_metrics(first, {"q": q[:, first:end]})
+        return runs.take_means()
 
     whole = means()
     assert whole == means(3, 400, 401) == means(*range(2, 1000))
     np.testing.assert_allclose([row["q"] for row in whole], q.mean(1, dtype=np.float64), rtol=1e-12)
 
-    metrics = Runs(each).unlogged
-    metrics.add(0, {"q": q[:, :3]})
-    metrics.add(3, {"q": q[:, 3:4], "new": q[:, 3:4]})  # after a resume, in the middle of an interval
-    np.testing.assert_allclose([row["new"] for row in metrics.take_means()], q[:, 3], rtol=1e-12)
-    metrics.add(4, {"new": q[:, 4]})
-    assert [list(row) for row in metrics.take_means()] == [["new"], ["new"]]  # and begins anew
+    runs = together(each)
+    runs.add_metrics(0, {"q": q[:, :3]})
+    runs.add_metrics(3, {"q": q[:, 3:4], "new": q[:, 3:4]})  # after a resume, in the middle of an interval
+    np.testing.assert_allclose([row["new"] for row in runs.take_means()], q[:, 3], rtol=1e-12)
+    runs.add_metrics(4, {"new": q[:, 4]})
+    assert [list(row) for row in runs.take_means()] == [["new"], ["new"]]  # and begins anew
 
 
 def test_a_metric_that_is_not_finite_is_named_with_its_seed_and_update(tmp_path):
-    metrics = Runs(directories(tmp_path, seeds=(3, 4))).unlogged
+    runs = together(directories(tmp_path, seeds=(3, 4)))
     q, r = np.ones((2, 5), np.float32), np.ones((2, 5), np.float32)
-    metrics.add(20, {"q": q, "r": r})
+    runs.add_metrics(20, {"q": q, "r": r})
     q[1, 3] = r[1, 2] = np.inf
     with pytest.raises(UserError, match=r"not finite \(seed 4, update 28\): r; .* before its first checkpoint"):
-        metrics.add(25, {"q": q, "r": r})
+        runs.add_metrics(25, {"q": q, "r": r})
 
 
 def test_each_seed_is_a_run_of_its_own_for_weights_and_biases(tmp_path, monkeypatch):
@@ -257,8 +261,8 @@ def test_each_seed_is_a_run_of_its_own_for_weights_and_biases(tmp_path, monkeypa
 
     monkeypatch.setitem(sys.modules, "wandb", Recorder("wandb"))
     for experiment in ("a", "b"):
-        runs = Runs(directories(tmp_path / experiment))
-        for run in runs._runs:
+        runs = together(directories(tmp_path / experiment))
+        for run in runs.each:
             run.track("project")
         runs.log("train", 10, [{"q": 1.0}, {"q": 2.0}])
         runs.close()

@@ -1,8 +1,11 @@
-"""results/speed.py: what updates are compared to is the same update, and the floor is one."""
+"""results/experiments/speed.py: what updates are compared to is the same update, and the floor is one."""
 
 import dataclasses
 import math
-import sys
+
+import drol
+import fql
+import speed
 
 import jax
 import numpy as np
@@ -11,17 +14,11 @@ from conftest import REPOSITORY
 from jax.flatten_util import ravel_pytree
 from toys import assert_close, make_args, make_inputs
 
-import drol
-import fql
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
-import speed
-
 
 @pytest.mark.parametrize(
     ("algorithm", "settings"), [(drol, {"num_candidates": 4, "bc_coef": 3.0}), (fql, {"alpha": 3.0})]
 )
+@pytest.mark.slow(4)
 def test_the_reference_formulation_is_the_same_update(algorithm, settings):
     args = make_args(algorithm, **settings)
     state, batch, noise = make_inputs(algorithm, args)

@@ -16,16 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import pytest
-from conftest import REPOSITORY, run_script
-
-sys.path.insert(0, str(REPOSITORY / "results"))
-
 import jobs
 import sweep
 import table
 from common.errors import UserError
-from common.run_directory import read_table
+from common.tables import read_table
+
+import pytest
+from conftest import REPOSITORY, run_script
 
 UPDATES = 3000  # two seconds, in which a training can be disturbed
 TASK, ALGORITHMS = "pointmaze-medium-task3", ("drol", "fql")
@@ -36,7 +34,7 @@ SLURM = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in 
 
 
 def grid(*words: str, **settings) -> list[sweep.Method]:
-    return sweep.grid(sweep.Args(**settings), [str(word) for word in words])
+    return sweep.grid(sweep.SweepArgs(**settings), [str(word) for word in words])
 
 
 # The grid
@@ -49,7 +47,7 @@ def test_jobs_side_by_side_share_the_cores(monkeypatch):
     assert [p.cores for p in jobs.sharing_cores([place] * 2)] == [(0, 4, 7), (1, 5)]
     assert [p.cores for p in jobs.sharing_cores([place] * 7)][4:] == [(7,), (0,), (1,)]
     monkeypatch.setattr(sweep, "gpus", lambda: ["0", "3"])
-    args = sweep.Args(folder=pathlib.Path("x"), jobs_per_gpu=2)
+    args = sweep.SweepArgs(folder=pathlib.Path("x"), jobs_per_gpu=2)
     places = sweep.places_here(args)
     assert sorted(core for p in places for core in p.cores) == [0, 1, 4, 5, 7]
     assert [dict(p.variables)["CUDA_VISIBLE_DEVICES"] for p in places] == ["0", "3", "0", "3"]
@@ -90,6 +88,7 @@ def test_the_grid_of_the_paper_has_its_published_settings():
     assert seen == expected
 
 
+@pytest.mark.slow(2)
 def test_a_dry_run_of_the_paper_takes_less_than_five_seconds_and_writes_nothing(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = ("--tasks", "paper", "--seeds", 8, "--dry-run", "--folder", tmp_path / "sweep")
@@ -151,7 +150,7 @@ def test_arguments_that_no_script_has_or_the_sweep_gives_or_no_name_has_are_refu
     with pytest.raises(UserError):
         grid(*words)
     with pytest.raises(UserError):
-        sweep.Args(seeds=0)
+        sweep.SweepArgs(seeds=0)
 
 
 def test_groups_of_the_table_and_names_are_tasks_once():
@@ -188,7 +187,7 @@ def make_job(tmp_path) -> Callable[..., jobs.Job]:
 
 def work(members: list[jobs.Job], attempts: int = 1, places: list[jobs.Place] | None = None) -> tuple[list, list[str]]:
     said: list[str] = []
-    failed, _ = jobs.Workers(attempts, said.append).work(members, places or [jobs.Place("here")])
+    failed, _ = jobs.Supervisor(attempts, said.append).work(members, places or [jobs.Place("here")])
     return failed, said
 
 
@@ -255,12 +254,12 @@ def test_whatever_ends_the_supervisor_its_jobs_end_with_it(make_job, tmp_path):
             raise RuntimeError("nobody listens")
 
     with pytest.raises(RuntimeError, match="nobody listens"):
-        jobs.Workers(1, say).work([long, bad], [jobs.Place("here")] * 2)
+        jobs.Supervisor(1, say).work([long, bad], [jobs.Place("here")] * 2)
     assert not is_running(here)
 
     job = make_job("killed", LONG.format(str(killed)))
     program = f"import jobs, pathlib; job = jobs.Job(pathlib.Path({str(job.sweep)!r}), 'killed', {job.script!r}, ())"
-    program += "; jobs.Workers(1).work([job], [jobs.Place('there')])"
+    program += "; jobs.Supervisor(1).work([job], [jobs.Place('there')])"
     variables = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'results'}"}
     with subprocess.Popen([sys.executable, "-c", program], env=os.environ | variables) as supervisor:
         wait_for(lambda: killed.exists() and killed.read_text() != "")
@@ -304,17 +303,17 @@ def test_jobs_that_share_a_gpu_run_at_once_each_with_its_share_of_the_memory(mak
 def test_slurm_parameters_come_from_a_file_and_the_command_line(tmp_path):
     file = tmp_path / "cluster.toml"
     file.write_text('partition = "gpu"\ntime = 60\nadditional_parameters = { nice = 100 }\n')
-    parameters = sweep.slurm_parameters(sweep.Args(slurm_config=file, slurm=("time=720", "constraint=a100")))
+    parameters = sweep.slurm_parameters(sweep.SweepArgs(slurm_config=file, slurm=("time=720", "constraint=a100")))
     assert parameters["partition"] == "gpu" and parameters["time"] == 720 and parameters["constraint"] == "a100"
     assert parameters["additional_parameters"] == {"nice": 100}
     words = ("setup=module load cuda", "exclusive=True", "use_srun=false")
-    parameters = sweep.slurm_parameters(sweep.Args(slurm=words))
+    parameters = sweep.slurm_parameters(sweep.SweepArgs(slurm=words))
     assert parameters["setup"] == ["module load cuda"]
     assert parameters["exclusive"] is True and parameters["use_srun"] is False
     with pytest.raises(UserError, match="time=12:00:00: minutes"):
-        sweep.slurm_parameters(sweep.Args(slurm=("time=12:00:00",)))
+        sweep.slurm_parameters(sweep.SweepArgs(slurm=("time=12:00:00",)))
     with pytest.raises(UserError, match="not KEY=VALUE"):
-        sweep.slurm_parameters(sweep.Args(slurm=("gpu",)))
+        sweep.slurm_parameters(sweep.SweepArgs(slurm=("gpu",)))
 
 
 # The whole, here and on Slurm: what is disturbed in one is left in peace in the other
@@ -388,11 +387,12 @@ def check_complete(folder: pathlib.Path) -> None:
             assert steps == [UPDATES]
 
 
+@pytest.mark.slow(38)
 def test_a_sweep_here_goes_on_after_ctrl_c_and_a_kill_to_its_table(swept_here, pointmaze_file, capsys):
     check_complete(swept_here)
     sweep.main(toy(swept_here, pointmaze_file.parent))
     assert "2 jobs: 2 done; nothing is left to do\nnothing to start\n" in capsys.readouterr().out
-    table.main(table.Args((swept_here,)))
+    table.main(table.TableArgs((swept_here,)))
     printed = capsys.readouterr().out
     assert sum(f"| {TASK} " in line for line in printed.splitlines()) == 2, printed
     sweep.main(["--folder", str(swept_here), "--status"])
@@ -407,6 +407,7 @@ def failing(folder: pathlib.Path, data: pathlib.Path, *more: object) -> list[str
     return [str(word) for word in (*words, "--folder", folder, "--dataset-path", data)]
 
 
+@pytest.mark.slow(2)
 def test_a_job_without_data_is_named_with_its_last_line(tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
     with pytest.raises(UserError, match="1 of 1 jobs failed; --status names them"):
@@ -456,6 +457,7 @@ def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsew
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
+@pytest.mark.slow(60)
 def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     slurm, pointmaze_file, tmp_path, capsys, request
 ):
@@ -518,6 +520,7 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
     assert capsys.readouterr().out.endswith("nothing to start\n")
 
 
+@pytest.mark.slow(59)
 def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm, tmp_path, capsys):
     missing, folder = tmp_path / "nowhere.npz", tmp_path / "x"
     sweep.main(failing(folder, missing, "--attempts", 2, "--on", "slurm"))

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 MANY = (31, 67)  # more numbers than are computed again at each use
 
@@ -39,6 +40,7 @@ def draws() -> dict[str, np.ndarray]:
     return jitted | {"not jitted": np.asarray(jax.random.normal(key, MANY))}
 
 
+@pytest.mark.slow(4)
 def test_all_random_numbers_are_jax_s_own(tmp_path: pathlib.Path):
     file = tmp_path / "draws.npz"
     subprocess.run([sys.executable, __file__, file], check=True)

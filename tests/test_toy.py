@@ -1,7 +1,9 @@
-"""The toy of results/toy.py, and on it what the theory claims."""
+"""The toy of results/experiments/toy.py, and on it what the theory claims."""
 
 import shutil
-import sys
+
+import drol
+import toy
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-sys.path.insert(0, str(REPOSITORY / "results"))
 
-import drol
-import toy
-
-
+@pytest.mark.slow(5)
 def test_as_many_candidates_as_separated_modes_leave_each_its_prototype():
     """Of imitation's minimum: from some draws of four fixed latents the descent ends in a local minimum, above it."""
     modes = len(toy.CENTRES)

@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import itertools
 
+import drol
+import fql
+
 import jax
 import numpy as np
 import numpy_reference as reference
@@ -20,9 +23,6 @@ from toys import (
     params_to_numpy,
     to_numpy,
 )
-
-import drol
-import fql
 
 ACTOR_LOSS = {drol: reference.drol_actor_loss, fql: reference.fql_actor_loss}
 SETTINGS = [
@@ -41,6 +41,7 @@ SETTINGS = [
         ]
     ),
 ]
+SETTINGS = [pytest.param(*each, marks=[pytest.mark.slow(2)] if i % 4 else []) for i, each in enumerate(SETTINGS)]
 OWN = {drol: {"bc_coef": 0.7, "q_coef": 1.3}, fql: {"alpha": 0.7}}
 
 
@@ -103,6 +104,7 @@ def test_two_updates_equal_numpy(algorithm, settings):
 @pytest.mark.parametrize(
     ("algorithm", "settings"), [(drol, {"num_candidates": 1}), (drol, {"num_candidates": 16}), (fql, {})]
 )
+@pytest.mark.slow(3)
 def test_single_precision_keeps_five_digits(algorithm, settings):
     args = make_args(algorithm, **settings, batch_size=64)
     state, batch, noise = make_inputs(algorithm, args)

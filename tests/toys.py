@@ -6,16 +6,16 @@ import functools
 import pathlib
 import types
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 import drol
 import fql
 from common.arguments import complete
 from common.env_ids import resolve
-from common.replay import Dataset
+from common.replay import Batch, Dataset, sample_batch
 from common.run_directory import RunDirectory
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
 CODE = {"script": "a" * 64, "common": "b" * 64, "commit": "c" * 40, "dirty": False, "modified": False}
@@ -74,16 +74,29 @@ def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
     return state, batch, noise
 
 
+def new_run(path, algorithm, args, origins, provenance=None, sizes=None, seeds_together=(0,)) -> RunDirectory:
+    """A run of these arguments that has just begun."""
+    config = {
+        "algorithm": algorithm.ALGORITHM,
+        "environment": dataclasses.asdict(resolve(args.env_id)),
+        "args": dataclasses.asdict(args),
+        "origins": origins,
+        "seeds_together": list(seeds_together),
+    }
+    provenance = provenance or {"source": "file", "path": "x.npz", "sha256": "0"}
+    return RunDirectory(path, config).create(provenance, sizes or {"observation": 3, "action": 2})
+
+
 def write_run(
     path: pathlib.Path, env_id: str = "cube-single", algorithm: str = "drol", seed: int = 0, scores=(10, 60, 80), **args
 ) -> pathlib.Path:
     """A run directory of the real format, finished if there are three scores."""
-    script, spec = {"drol": drol, "fql": fql}[algorithm], resolve(env_id)
+    script = {"drol": drol, "fql": fql}[algorithm]
     settings = {"env_id": env_id, "seed": seed, "offline_steps": 300, "eval_interval": 100, "hidden_sizes": (8, 8)}
     resolved, origins = completed(script, script.Args(**{**settings, **args}), env_id)
     provenance = {"source": "collected", "episodes": 300, "official_episodes": 1000, "seed": 0}
     provenance |= {"path": "cube.npz", "sha256": "5fd3ce448ef537e5"}
-    RunDirectory.create(path, algorithm, spec, resolved, origins, provenance, {"observation": 28, "action": 5}, [seed])
+    new_run(path, script, resolved, origins, provenance, {"observation": 28, "action": 5}, [seed])
     steps = range(100, 100 * len(scores) + 1, 100)
     rows = [f"{step},{score}" for step, score in zip(steps, scores, strict=True)]
     (path / "eval.csv").write_text("\n".join(["step,evaluation/success", *rows, ""]))
@@ -115,13 +128,23 @@ def bandit(actions: np.ndarray, rewards: np.ndarray) -> Dataset:
     )
 
 
+def batches_of(args, dataset, key, step: int, num_updates: int) -> Batch:
+    """What the updates after `step` learn from."""
+    draw = lambda i: sample_batch(dataset, args.batch_size, drol.keys_of_update(key, i)[0])  # noqa: E731
+    return jax.vmap(draw)(step + jnp.arange(num_updates))
+
+
 def chunk(algorithm, args, state, data, seed, num_updates):
     return _compiled_chunk(algorithm, args, num_updates)(state, data, jax.random.key(seed))
 
 
 @functools.cache
 def _compiled_chunk(algorithm, args, num_updates: int):
-    return jax.jit(functools.partial(algorithm.train_chunk, args, num_updates=num_updates))
+    def chunk(state, dataset, key):
+        batches = batches_of(args, dataset, key, state.step, num_updates)
+        return algorithm.train_chunk(args, state, batches, key)
+
+    return jax.jit(chunk)
 
 
 def train(algorithm, args, dataset, num_updates, seed=0):
@@ -155,7 +178,9 @@ def to_numpy(mlp, member: int | None = None) -> dict:
 def params_to_numpy(params) -> tuple[list[dict], dict[str, dict]]:
     """The critics, and the other networks by name."""
     names = [field.name for field in dataclasses.fields(params) if field.name != "critic"]
-    return [to_numpy(params.critic, i) for i in range(2)], {name: to_numpy(getattr(params, name)) for name in names}
+    return [to_numpy(params.critic, i) for i in range(drol.NUM_CRITICS)], {
+        name: to_numpy(getattr(params, name)) for name in names
+    }
 
 
 def arrays_to_numpy(module) -> dict[str, np.ndarray]:

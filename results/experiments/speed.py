@@ -1,6 +1,6 @@
 """How fast it is here: updates, memory, inference, evaluation beside training, collection, start-up.
 
-    python results/speed.py [--out results/speed/speed] [--hidden-sizes 64 64]
+    python results/experiments/speed.py [--out results/speed/speed] [--hidden-sizes 64 64]
 
 Updates are measured in one process at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5
 actions), those of `fql.py` and of `drol.py` at several K, for one seed and for several together. They are compared to
@@ -27,42 +27,40 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the trainings that it times share the card
 
-import jax
-import jax.numpy as jnp
-import matplotlib
-import numpy as np
-import optax
-import tyro
-
+import basics
 import drol
+import figures
 import fql
-from common import algorithms, collect, run_directory
-from common.arguments import complete
+from common import algorithms
+from common.data import collect
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluator, policies_of
 from common.machine import describe_device, quick_to_run
-from common.replay import Batch, Dataset, take_batch
-from common.seeds import keys_of_runs
+from common.replay import Batch, Batches, Dataset, take_batch
+from common.seeds import Seeds, keys_of_runs
 from common.session import SHORT_CHUNK
+from common.tables import read_table
 
-matplotlib.use("Agg")
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
 FLOOR, DISPATCH, REFERENCE = "matrix products alone", "one update a dispatch", "reference formulation"
 DIGITS = ".6g"  # of a measurement in FILE.csv
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class SpeedArgs:
     """Measure updates, memory, inference, evaluation beside training, collection and start-up on this machine."""
 
     num_candidates: tuple[int, ...] = (1, 4, 16, 64)
@@ -75,8 +73,6 @@ class Args:
     """Rounds of measurement; medians are reported."""
     updates_only: bool = False
     """Leave out evaluation, collection and start-up."""
-    profile: pathlib.Path | None = None
-    """Folder for a trace of a chunk of each, one seed, for XProf or Perfetto."""
     out: pathlib.Path | None = None
     """Write FILE.csv, FILE.md, FILE.pdf and FILE.png as well."""
     collect_episodes: int = 20
@@ -232,6 +228,11 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callabl
     return {"XLA": lambda: compiled(*on_device), "NumPy": lambda: products(*inputs)}
 
 
+def median_seconds(function: Callable[[], Any]) -> float:
+    """Of ten calls."""
+    return float(np.median([seconds(function) for _ in range(10)]))
+
+
 def random_dataset(rows: int = 100_000) -> Dataset:
     """Numbers of cube-double's shape."""
     rng = np.random.default_rng(0)
@@ -252,70 +253,70 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compile_updates(
-    algorithm: types.ModuleType, args: Any, num_seeds: int, length: int, options: dict[str, Any] | None = None
-) -> tuple:
-    """A compiled loop of `length` updates of several seeds, as `main` compiles it, and what to call it with."""
-    dataset = jax.device_put(random_dataset())
-    keys = jax.random.split(jax.random.key(1), num_seeds)
+class Program(NamedTuple):
+    """What is timed."""
 
-    init = jax.jit(jax.vmap(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)))
-    states = init(keys)
-    chunk = jax.vmap(functools.partial(algorithm.train_chunk, args, num_updates=length), in_axes=(0, None, 0))
-    options = quick_to_run() | (options or {})
-    compiled = jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile(options)
-    return compiled, states, dataset, keys
+    call: Callable[[], Any]
+    updates: int  # that a call makes, or whatever else it makes several of
+    compiled: Any = None  # of what is compiled as a whole
 
 
-def repeat_updates(compiled: Any, states: Any, dataset: Dataset, keys: jax.Array) -> Callable[[], Any]:
-    """A function that goes on with the updates at every call."""
-    box = [states]
+def going_on(step: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
+    """A function that takes a state one step further at every call. It keeps no old one: steps give buffers away."""
+    box = [state]
 
     def call() -> Any:
-        states, _ = compiled(box.pop(), dataset, keys)
-        box.append(states)
+        box.append(step(box.pop()))
         return box[0]
 
     return call
 
 
-def repeat(function: Callable[[], Any], times: int) -> Callable[[], Any]:
-    """A function that calls another several times, one after the other, and keeps no result but the last."""
+def repeat(function: Callable[[], Any], times: int) -> Program:
+    """Another function several times, one after the other, which keeps no result but the last."""
 
     def call() -> Any:
         for _ in range(times):
             result = jax.block_until_ready(function())
         return result
 
-    return call
+    return Program(call, times)
 
 
-def one_update_a_dispatch(
-    algorithm: types.ModuleType, args: Any, update: Callable, state: Any, length: int
-) -> Callable[[], Any]:
+def compile_updates(
+    algorithm: types.ModuleType, args: Any, num_seeds: int, length: int, options: dict[str, Any] | None = None
+) -> Program:
+    """The loop over `length` updates of several seeds, as `main` compiles it, or with other options of XLA's."""
+    seeds = Seeds(range(num_seeds))
+    states = seeds.initialise(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))
+    batches = Batches(args, random_dataset(), seeds, drol.keys_of_update, lambda step: step + length)
+    draw, keys, options = functools.partial(batches, 0, length), seeds.keys.train, quick_to_run() | (options or {})
+    chunk = jax.vmap(functools.partial(algorithm.train_chunk, args))
+    compiled = jax.jit(chunk, donate_argnums=0).lower(states, draw(), keys).compile(options)
+    return Program(going_on(lambda states: compiled(states, draw(), keys)[0], states), length, compiled)
+
+
+def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int, reference: bool = False) -> Program:
     """`length` updates as the reference implementations run them: the host draws a batch, the device takes a step.
 
-    Theirs is compiled as JAX does by default, ours as in the loop.
+    The reference formulation is compiled as JAX does by default, ours as in the loop.
     """
     dataset, rng, key = random_dataset(), np.random.default_rng(0), jax.random.key(1)
-
-    options = quick_to_run() if update is algorithm.update else {}
+    state = jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))(key)
+    update, options = algorithm.update, quick_to_run()
+    if reference:
+        state, update, options = ReferenceState.of(args, state), functools.partial(reference_update, algorithm), {}
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
-    def step(state: Any, batch: Any) -> Any:
+    def step(state: Any, batch: Batch) -> Any:
         _, noise_key = algorithm.keys_of_update(key, state.step)
         return update(args, state, batch, algorithm.sample_noise(args, ACTION_DIM, noise_key))
 
-    box = [state]
+    def draw_and_step(state: Any) -> Any:
+        return step(state, take_batch(dataset, rng.integers(dataset.transitions.size, size=args.batch_size)))[0]
 
-    def call() -> Any:
-        for _ in range(length):
-            batch = take_batch(dataset, rng.integers(dataset.transitions.size, size=args.batch_size))
-            state, _ = step(box.pop(), batch)
-            box.append(state)
-        return box[0]
-
-    return call
+    once = going_on(draw_and_step, state)
+    return Program(lambda: [once() for _ in range(length)][-1], length)
 
 
 def updates_a_call(hidden_sizes: tuple[int, ...]) -> int:
@@ -324,84 +325,69 @@ def updates_a_call(hidden_sizes: tuple[int, ...]) -> int:
     return min(max(1_000_000 // sum(map(math.prod, itertools.pairwise(sizes))), 2), SHORT_CHUNK)
 
 
-def measure_updates(options: Args) -> list[Measurement]:
+def measure_updates(options: SpeedArgs) -> list[Measurement]:
     """Median milliseconds of an update (of all seeds together), what it is compared to, and the memory it takes."""
     is_cpu = jax.default_backend() == "cpu"
     times = updates_a_call(options.hidden_sizes) if is_cpu else 200
-    calls: dict[tuple[str, str, int], tuple[Callable[[], Any], int]] = {}
+    programs: dict[tuple[str, str, int], Program] = {}
     memory = []
     others = [algorithms.load(name) for name in algorithms.names() if name != drol.ALGORITHM]  # yours, too
     for algorithm, settings in [
         *((algorithm, {}) for algorithm in others),
         *((drol, {"num_candidates": k}) for k in options.num_candidates),
     ]:
-        args = algorithm.Args(hidden_sizes=options.hidden_sizes, **settings)
-        args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
+        args = basics.settings(algorithm, hidden_sizes=options.hidden_sizes, **settings)
         method = algorithm.method(args)
         for seeds in options.num_seeds:
             # As long as two cores allow: a chunk's own cost, mostly that of fresh memory, counts with its updates here.
             length = times if not is_cpu else max(times, 20 if seeds == 1 else 10)
-            compiled, *inputs = compile_updates(algorithm, args, seeds, length)
-            calls["update", method, seeds] = repeat_updates(compiled, *inputs), length
-            sizes = compiled.memory_analysis()
+            loop = programs["update", method, seeds] = compile_updates(algorithm, args, seeds, length)
+            sizes = loop.compiled.memory_analysis()
             megabytes = (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / 1e6  # results replace arguments
             memory.append(Measurement("memory", method, seeds, megabytes, "MB"))
-        init = jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))
-        ours, theirs = init(jax.random.key(1)), init(jax.random.key(1))  # two: each gives its buffers away
-        calls[DISPATCH, method, 1] = one_update_a_dispatch(algorithm, args, algorithm.update, ours, times), times
         if algorithm in (drol, fql):
-            theirs, update = ReferenceState.of(args, theirs), functools.partial(reference_update, algorithm)
-            calls[REFERENCE, method, 1] = one_update_a_dispatch(algorithm, args, update, theirs, times), times
+            programs[DISPATCH, method, 1] = one_update_a_dispatch(algorithm, args, times)
+            programs[REFERENCE, method, 1] = one_update_a_dispatch(algorithm, args, times, reference=True)
             for library, products in matrix_products(algorithm, args).items():
-                calls[f"{FLOOR}, {library}", method, 1] = repeat(products, times), times
-    measurements = medians(calls, options.rounds)
-    if options.profile is not None:
-        with jax.profiler.trace(options.profile):
-            jax.block_until_ready(
-                [call() for (quantity, _, n), (call, _) in calls.items() if (quantity, n) == ("update", 1)]
-            )
-    return measurements + memory
+                programs[f"{FLOOR}, {library}", method, 1] = repeat(products, times)
+    return medians(programs, options.rounds) + memory
 
 
-def measure_inference(options: Args) -> list[Measurement]:
+def measure_inference(options: SpeedArgs) -> list[Measurement]:
     """Median milliseconds until the actions are there: one observation, and a batch of 256."""
-    calls = {}
+    programs = {}
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
-        args = algorithm.Args(hidden_sizes=options.hidden_sizes)
-        args, _ = complete(args, resolve("cube-double"), algorithm.published_settings)
+        args = basics.settings(algorithm, hidden_sizes=options.hidden_sizes)
         params = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params
         for size in (1, 256):
             act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
             inputs = np.zeros((size, OBSERVATION_DIM), np.float32), jax.random.split(jax.random.key(0), size)
             name = f"inference, {size} action{'s' if size > 1 else ''}"
-            calls[name, method, 1] = repeat(functools.partial(act, params, *inputs), 50), 50
-    return medians(calls, options.rounds)
+            programs[name, method, 1] = repeat(functools.partial(act, params, *inputs), 50)
+    return medians(programs, options.rounds)
 
 
-def medians(calls: dict[tuple[str, str, int], tuple[Callable[[], Any], int]], rounds: int) -> list[Measurement]:
-    """Run all of them in turn, and again, after a first time that compiles. A call does its work so many times."""
-    for call, _ in calls.values():
-        jax.block_until_ready(call())
-    times = np.array([[seconds(call) / count for call, count in calls.values()] for _ in range(rounds)])
+def medians(programs: dict[tuple[str, str, int], Program], rounds: int) -> list[Measurement]:
+    """Run all of them in turn, and again, after a first time that compiles."""
+    for program in programs.values():
+        jax.block_until_ready(program.call())
+    times = [[seconds(program.call) / program.updates for program in programs.values()] for _ in range(rounds)]
     milliseconds = 1e3 * np.median(times, axis=0)
-    return [Measurement(*name, ms, "ms") for name, ms in zip(calls, milliseconds, strict=True)]
+    return [Measurement(*name, ms, "ms") for name, ms in zip(programs, milliseconds, strict=True)]
 
 
 def measure_collection(episodes: int) -> float:
     """Transitions a second on all cores, starting the processes included."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        collect.collect(resolve("cube-double"), pathlib.Path(folder), episodes=episodes)
+        collect.collect_data(resolve("cube-double"), pathlib.Path(folder), episodes=episodes)
         return episodes * 1001 / (time.perf_counter() - start)
 
 
 def measure_evaluation(episodes: int) -> list[Measurement]:
     """What an evaluation of DROL(16) on cube-single costs: in turn with training, and beside it."""
-    args, _ = complete(drol.Args(), resolve("cube-double"), drol.published_settings)
-    length = 2 if jax.default_backend() == "cpu" else 50
-    compiled, states, *inputs = compile_updates(drol, args, 1, length)
-    train = repeat_updates(compiled, states, *inputs)
-    single, _ = complete(drol.Args(), resolve("cube-single"), drol.published_settings)
+    train = compile_updates(drol, basics.settings(drol), 1, 2 if jax.default_backend() == "cpu" else 50).call
+    single = basics.settings(drol, "cube-single")
     params = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params
     policies = policies_of(functools.partial(drol.sample_action, single), keys_of_runs([0]).evaluation)
     policy = policies(jax.tree.map(lambda leaf: np.array(leaf)[None], params))
@@ -410,7 +396,7 @@ def measure_evaluation(episodes: int) -> list[Measurement]:
     evaluator(policy, should_stop=lambda: next(calls, None) is None)  # compiles the policy
     evaluator.start()
     train()
-    one_chunk = float(np.median([seconds(train) for _ in range(10)]))
+    one_chunk = median_seconds(train)
     in_turn = seconds(lambda: evaluator(policy))
     start, chunks = time.perf_counter(), 0
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -419,53 +405,50 @@ def measure_evaluation(episodes: int) -> list[Measurement]:
             jax.block_until_ready(train())
             chunks += 1
     until_there = time.perf_counter() - start
-    one_chunk = (one_chunk + float(np.median([seconds(train) for _ in range(10)]))) / 2  # machines drift
+    one_chunk = (one_chunk + median_seconds(train)) / 2  # machines drift
     evaluator.close()
+    measured = {
+        "in turn with training": in_turn,
+        "beside training, until it is there": until_there,
+        "time that training loses meanwhile": until_there - chunks * one_chunk,
+    }
     what = f"evaluation, {episodes} episodes of cube-single"
-    return [
-        Measurement(f"{what}, in turn with training", "DROL(16)", 1, in_turn, "s"),
-        Measurement(f"{what}, beside training, until it is there", "DROL(16)", 1, until_there, "s"),
-        Measurement(
-            f"{what}, time that training loses meanwhile", "DROL(16)", 1, until_there - chunks * one_chunk, "s"
-        ),
-    ]
+    return [Measurement(f"{what}, {how}", "DROL(16)", 1, value, "s") for how, value in measured.items()]
 
 
 def measure_loop() -> float:
     """Milliseconds an update that `drol.py` spends on anything but updates, at the default intervals; no evaluation."""
     tiny = ("--hidden-sizes", 8, "--batch-size", 8, "--num-candidates", 1, "--offline-steps", 20_000)
-    with tempfile.TemporaryDirectory() as folder:
-        path = collect.collect(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
-        arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run", *tiny)
-        command = [sys.executable, "drol.py", *map(str, arguments), "--eval-episodes", "1", "--eval-workers", "1"]
-        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-        first, *_, last = run_directory.read_table(pathlib.Path(folder) / "run" / "time.csv")
-    args = drol.Args(hidden_sizes=(8,), batch_size=8, num_candidates=1)
-    args, _ = complete(args, resolve("pointmaze-medium"), drol.published_settings)
-    compiled, *inputs = compile_updates(drol, args, 1, 1000)
-    train = repeat_updates(compiled, *inputs)
+    with training(*tiny, "--eval-episodes", 1, "--eval-workers", 1) as (process, run):
+        process.communicate()
+        first, *_, last = read_table(run / "time.csv")
+    args = basics.settings(drol, "pointmaze-medium", hidden_sizes=(8,), batch_size=8, num_candidates=1)
+    train = compile_updates(drol, args, 1, 1000).call
     train()
-    update_s = float(np.median([seconds(train) for _ in range(10)])) / 1000
     updates = last["step"] - first["step"]
-    return 1e3 * ((last["time/seconds"] - first["time/seconds"]) / updates - update_s)
+    return 1e3 * ((last["time/seconds"] - first["time/seconds"]) / updates - median_seconds(train) / 1000)
 
 
 def measure_start() -> float:
     """Seconds from the shell to the end of the first 50 updates of `drol.py` at the paper's sizes, data on disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = collect.collect(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
-        arguments = ("--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", f"{folder}/run")
+    with training() as (process, _):
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "drol.py", *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-        )
-        for line in process.stdout:
-            if line.startswith("one update takes"):
-                break
+        next(line for line in process.stdout if line.startswith("one update takes"))
         taken = time.perf_counter() - start
         process.kill()
-        process.wait()
     return taken
+
+
+@contextlib.contextmanager
+def training(*arguments: object) -> Iterator[tuple[subprocess.Popen, pathlib.Path]]:
+    """`drol.py` on a little of pointmaze-medium, in another process that has just begun, and its run directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = collect.collect_data(resolve("pointmaze-medium"), pathlib.Path(folder), episodes=2, workers=1)
+        run = pathlib.Path(folder) / "run"
+        words = ("drol.py", "--env-id", "pointmaze-medium", "--dataset-path", path, "--run-dir", run, *arguments)
+        command = [sys.executable, *map(str, words)]
+        with subprocess.Popen(command, cwd=basics.REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+            yield process, run
 
 
 def to_markdown(measurements: list[Measurement], machine: str) -> str:
@@ -517,7 +500,6 @@ def floors_of(measurements: list[Measurement]) -> dict[str, float]:
 
 def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
     """Bars in the manner of the paper's: an update of each seed with its floor, and inference."""
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     figure, (updates, inference) = plt.subplots(1, 2, figsize=(7.6, 3.2), width_ratios=[2.6, 1], layout="constrained")
     value = {m[:3]: m.value for m in measurements}
     methods = [m.method for m in measurements if m.quantity == "update" and m.seeds == 1]
@@ -531,7 +513,7 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
             x, y = i + width * (j - (len(seeds) - 1) / 2), value["update", method, n] / n
             updates.bar(x, y, 0.92 * width, color=colours[method], alpha=0.9 - 0.25 * j)
             updates.text(x, 0, f" {y:.3g}", ha="center", va="bottom", rotation=90, fontsize=7)  # clear of the lines
-        comparisons = {FLOOR: floors.get(method), f"{DISPATCH}, one seed": value[DISPATCH, method, 1]}
+        comparisons = {FLOOR: floors.get(method), f"{DISPATCH}, one seed": value.get((DISPATCH, method, 1))}
         for (label, y), style in zip(comparisons.items(), (":", "-"), strict=True):
             if y is None:
                 continue
@@ -560,19 +542,16 @@ def draw(measurements: list[Measurement], machine: str) -> plt.Figure:
 
 def write(out: pathlib.Path, measurements: list[Measurement], machine: str) -> None:
     """FILE.csv, and what is made from it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_name(out.name + ".csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Measurement._fields)
-        writer.writerow(("machine", machine, "", "", ""))
-        writer.writerows((*m[:3], f"{m.value:{DIGITS}}", m.unit) for m in measurements)
+    rows = [(*m[:3], f"{m.value:{DIGITS}}", m.unit) for m in measurements]
+    first = ("machine", machine, "", "", "")
+    basics.write_csv(out.with_name(out.name + ".csv"), Measurement._fields, [first, *rows])
     render(out)
 
 
 def read(out: pathlib.Path) -> tuple[str, list[Measurement]]:
     """The machine, and what was measured, from FILE.csv."""
     with out.with_name(out.name + ".csv").open() as file:
-        first, *rows = list(csv.reader(file))[1:]
+        _, first, *rows = csv.reader(file)
     return first[1], [Measurement(*row[:2], int(row[2]), float(row[3]), row[4]) for row in rows]
 
 
@@ -580,13 +559,10 @@ def render(out: pathlib.Path) -> None:
     """FILE.md, FILE.pdf and FILE.png from FILE.csv."""
     machine, measurements = read(out)
     out.with_name(out.name + ".md").write_text(to_markdown(measurements, machine))
-    figure = draw(measurements, machine)
-    figure.savefig(out.with_name(out.name + ".pdf"), metadata={"CreationDate": None})
-    figure.savefig(out.with_name(out.name + ".png"), dpi=160)
-    plt.close(figure)
+    figures.save(draw(measurements, machine), out)
 
 
-def main(args: Args) -> None:
+def main(args: SpeedArgs) -> None:
     """Measure, print as Markdown, write."""
     args = dataclasses.replace(args, num_seeds=tuple(sorted({1, *args.num_seeds})))
     sizes = " ".join(map(str, args.hidden_sizes))
@@ -615,4 +591,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(SpeedArgs)))

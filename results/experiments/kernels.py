@@ -1,6 +1,6 @@
 """What an update is made of on an H100, counted without one: kernels, matrix products, bytes, operations.
 
-    pip install "jax[cuda12]" && python results/kernels.py [--out results/speed/kernels.md] [--list]
+    pip install "jax[cuda12]" && python results/experiments/kernels.py [--out results/speed/kernels.md] [--list]
 
 XLA compiles for a GPU that is not there, if it is told what the GPU is like. Out comes the program that an H100 would
 run, but for what XLA chooses by trying kernels out. So this is a count and not a measurement: it says what is launched,
@@ -19,7 +19,11 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import basics
+import drol
+import fql
+from common.errors import UserError, exit_in_one_line
+from common.replay import Batch
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +31,7 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-import drol
-import fql
-from common.arguments import complete
-from common.env_ids import resolve
-from common.errors import UserError, exit_in_one_line
-from common.replay import Dataset
-
-OBSERVATION_DIM, ACTION_DIM, ROWS = 37, 5, 1_000_000  # cube-double
+OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
 UPDATES = 1000  # of the loop that is compiled
 LAUNCH_S, BYTES_S, FLOPS_S = 2e-6, 3.35e12, 495e12  # a launch inside a loop; HBM3; dense TF32 (NVIDIA's data sheet)
 H100 = """
@@ -56,7 +53,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class KernelArgs:
     """Count the kernels of an update on an H100."""
 
     num_candidates: tuple[int, ...] = (1, 16, 64)
@@ -227,23 +224,19 @@ def compile_for_h100(algorithm: types.ModuleType, args: Any, num_seeds: int) -> 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=there)
 
-    dataset = Dataset(
-        observations=array(ROWS, OBSERVATION_DIM),
-        actions=array(ROWS, ACTION_DIM),
-        rewards=array(ROWS),
-        masks=array(ROWS),
-        transitions=array(ROWS - 1000, dtype=jnp.int32),
-    )
+    each = (num_seeds, UPDATES, args.batch_size)
+    observations, actions, numbers = array(*each, OBSERVATION_DIM), array(*each, ACTION_DIM), array(*each)
+    batches = Batch(observations, actions, numbers, numbers, observations)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_seeds))
     init = functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)
     states, keys = jax.tree.map(
         lambda leaf: array(*leaf.shape, dtype=leaf.dtype), (jax.eval_shape(jax.vmap(init), keys), keys)
     )
-    chunk = jax.vmap(functools.partial(algorithm.train_chunk, args, num_updates=UPDATES), in_axes=(0, None, 0))
-    return jax.jit(chunk, donate_argnums=0).lower(states, dataset, keys).compile().as_text()
+    chunk = jax.vmap(functools.partial(algorithm.train_chunk, args))
+    return jax.jit(chunk, donate_argnums=0).lower(states, batches, keys).compile().as_text()
 
 
-def main(args: Args) -> None:
+def main(args: KernelArgs) -> None:
     """Compile, count, print a Markdown table."""
     lines = [
         f"A count and not a measurement: what XLA (jax {jax.__version__}) makes of an update for an H100.",
@@ -253,11 +246,9 @@ def main(args: Args) -> None:
         "|:--|" + "--:|" * 8,
     ]
     jax.config.update("jax_platforms", "cpu")  # nothing runs on a GPU, should there be one
-    methods = [(f"DROL({k})", drol, drol.Args(num_candidates=k)) for k in args.num_candidates] + [
-        ("FQL", fql, fql.Args())
-    ]
-    for num_seeds, (name, algorithm, settings) in itertools.product(args.num_seeds, methods):
-        settings, _ = complete(settings, resolve("cube-double"), algorithm.published_settings)
+    methods = [(f"DROL({k})", drol, {"num_candidates": k}) for k in args.num_candidates] + [("FQL", fql, {})]
+    for num_seeds, (name, algorithm, given) in itertools.product(args.num_seeds, methods):
+        settings = basics.settings(algorithm, **given)
         program, entry = parse(compile_for_h100(algorithm, settings, num_seeds))
         n = count(program, entry)
         times = 1e6 * LAUNCH_S * n["kernels"], 1e6 * n["bytes"] / BYTES_S, 1e6 * n["operations"] / FLOPS_S
@@ -275,4 +266,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(KernelArgs)))

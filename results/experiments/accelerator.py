@@ -1,6 +1,6 @@
-"""What an accelerator makes of it: milliseconds an update within minutes, then the paper's run for as long as it may.
+"""What an accelerator makes of it: milliseconds an update, within minutes.
 
-    python results/accelerator.py --out FOLDER [--seconds 240] [--train-seconds 400]
+    python results/experiments/accelerator.py --out FOLDER [--seconds 240]
 
 Measures at the paper's sizes (batch 256, four layers of 512, cube-double: 37 observations, 5 actions), in stages: one
 seed against the reference formulation (speed.py) on the same card; eight seeds together; a profile; XLA's choices. The
@@ -9,6 +9,7 @@ on disk the moment it is known, so that a machine that is had for a quarter of a
 FOLDER/facts.md is a table of them.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -19,55 +20,39 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import tarfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the training is another process on the same card
+import basics
+import drol
+import fql
+import speed
+from common.errors import exit_in_one_line
+from speed import Program
 
 import jax
 import tyro
 from tabulate import tabulate
 
-import drol
-import fql
-import speed
-from common.arguments import complete
-from common.env_ids import resolve
-from common.errors import exit_in_one_line
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 ROUNDS = 5  # timings of a program; the median counts, all are kept
 UPDATES = {"loop": 1000, "reference": 200}  # of a call: as in training; as many dispatches as take a few tenths
-SAVING_S = 25  # what a training needs to stop, save and export
-COPY_S = 15  # between copies of a training's logs
 KERNELS = 15  # that the profile lists
 PROFILE = "profile"  # a stage
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class AcceleratorArgs:
     """Find out what this accelerator makes of DROL and FQL."""
 
     out: pathlib.Path
-    """Folder for what is found out: facts.jsonl, programs, a profile, logs and policy of the training."""
+    """Folder for what is found out: facts.jsonl, programs, a profile."""
     seconds: float = 240.0
     """Time for the measurements; a stage that could not begin within it is left out, and says so."""
-    train_seconds: float = 0.0
-    """Then train DROL on cube-double as the paper does, for so long; save, and export the policy."""
-    train: str = ""
-    """Further arguments of that training: --train="--dataset-dir /data --online-steps 1000"."""
-    pause: int = 0
-    """A process group that is stopped while something is timed (of what collects data meanwhile)."""
     width: int = 512
     """Of each hidden layer."""
     depth: int = 4
@@ -92,49 +77,45 @@ class Facts:
             file.flush()
             os.fsync(file.fileno())
 
-
-class Program(NamedTuple):
-    """What is timed: one call of it is so many updates."""
-
-    call: Callable[[], Any]
-    updates: int
-    compiled: Any = None  # of what is compiled as a whole
+    @contextlib.contextmanager
+    def failure_of(self, stage: str, program: str) -> Iterator[None]:
+        """What fails in here, for whatever reason, is a fact, too, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self(stage=stage, program=program, error=f"{type(error).__name__}: {error}"[:500])
 
 
 Make = Callable[[], Program]  # compiles
 
 
-def settings(args: Args, algorithm: types.ModuleType) -> Any:
+def settings(args: AcceleratorArgs, algorithm: types.ModuleType) -> Any:
     """The algorithm's, published for cube-double."""
-    given = algorithm.Args(hidden_sizes=(args.width,) * args.depth)
-    return complete(given, resolve("cube-double"), algorithm.published_settings)[0]
+    return basics.settings(algorithm, hidden_sizes=(args.width,) * args.depth)
 
 
-def loop(args: Args, algorithm: types.ModuleType, seeds: int = 1, updates: int = 0, **options: Any) -> Program:
+def loop(
+    args: AcceleratorArgs, algorithm: types.ModuleType, seeds: int = 1, updates: int = 0, **options: Any
+) -> Program:
     """The loop that `main` compiles, over `args.updates` or others; `options` are XLA's, for this program alone."""
-    updates = updates or args.updates
-    compiled, *inputs = speed.compile_updates(algorithm, settings(args, algorithm), seeds, updates, options)
-    return Program(speed.repeat_updates(compiled, *inputs), updates, compiled)
+    return speed.compile_updates(algorithm, settings(args, algorithm), seeds, updates or args.updates, options)
 
 
-def exact(args: Args, algorithm: types.ModuleType) -> Program:
+def exact(args: AcceleratorArgs, algorithm: types.ModuleType) -> Program:
     """The same with products in float32 throughout; an accelerator rounds their operands by default (TF32)."""
     with jax.default_matmul_precision("highest"):  # part of what a program is cached by; it is this thread's alone
         return loop(args, algorithm)
 
 
-def reference(args: Args, algorithm: types.ModuleType) -> Program:
+def reference(args: AcceleratorArgs, algorithm: types.ModuleType) -> Program:
     """As the reference implementations are written: a batch from the host and a dispatch an update (speed.py)."""
-    of_algorithm, updates = settings(args, algorithm), min(UPDATES["reference"], args.updates)
-    init = functools.partial(algorithm.init_state, of_algorithm, speed.OBSERVATION_DIM, speed.ACTION_DIM)
-    state = speed.ReferenceState.of(of_algorithm, jax.jit(init)(jax.random.key(1)))
-    update = functools.partial(speed.reference_update, algorithm)
-    call = speed.one_update_a_dispatch(algorithm, of_algorithm, update, state, updates)
-    jax.block_until_ready(call())  # compiles
-    return Program(call, updates)
+    updates = min(UPDATES["reference"], args.updates)
+    program = speed.one_update_a_dispatch(algorithm, settings(args, algorithm), updates, reference=True)
+    jax.block_until_ready(program.call())  # compiles
+    return program
 
 
-def stages(args: Args) -> Iterator[tuple[str, dict[str, Make]]]:
+def stages(args: AcceleratorArgs) -> Iterator[tuple[str, dict[str, Make]]]:
     """What is measured, the most important first."""
     of = functools.partial(functools.partial, loop, args)
     yield (
@@ -182,14 +163,11 @@ def compile_side_by_side(facts: Facts, out: pathlib.Path, stage: str, programs: 
         futures = {pool.submit(timed, make): name for name, make in programs.items()}
         for future in concurrent.futures.as_completed(futures):
             name = futures[future]
-            try:
+            with facts.failure_of(stage, name):  # of whatever kind, for an option or a card that XLA does not know
                 ready[name], compile_s = future.result()
-            except Exception as error:  # of whatever kind XLA raises for an option or a card it does not know
-                facts(stage=stage, program=name, error=f"{type(error).__name__}: {error}"[:500])
-                continue
-            facts(stage=stage, program=name, compile_s=round(compile_s, 1))
-            if ready[name].compiled is not None:
-                keep_text(out / "programs.tar", f"{file_name(stage, name)}.txt.gz", ready[name].compiled.as_text())
+                facts(stage=stage, program=name, compile_s=round(compile_s, 1))
+                if ready[name].compiled is not None:
+                    keep_text(out / "programs.tar", f"{file_name(stage, name)}.txt.gz", ready[name].compiled.as_text())
     return {name: ready[name] for name in programs if name in ready}
 
 
@@ -202,57 +180,34 @@ def keep_text(archive: pathlib.Path, name: str, text: str) -> None:
         file.addfile(entry, io.BytesIO(packed))
 
 
-@contextlib.contextmanager
-def alone(group: int) -> Iterator[None]:
-    """With the processes of a group stopped, if there is one."""
-    if not group:
-        yield
-        return
-    with contextlib.suppress(ProcessLookupError):  # it has ended
-        os.killpg(group, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGCONT)
-
-
-def measure(args: Args, facts: Facts, stage: str, programs: dict[str, Make]) -> dict[str, Program]:
+def measure(args: AcceleratorArgs, facts: Facts, stage: str, programs: dict[str, Make]) -> dict[str, Program]:
     """Compile, then time one after the other."""
     ready = compile_side_by_side(facts, args.out, stage, programs)
     for name, program in ready.items():
-        try:
-            with alone(args.pause):
-                jax.block_until_ready(program.call())
-                ms = [1e3 * speed.seconds(program.call) / program.updates for _ in range(ROUNDS)]
-        except Exception as error:  # of whatever kind, short of memory above all
-            facts(stage=stage, program=name, error=f"{type(error).__name__}: {error}"[:500])
-            continue
-        sizes = program.compiled and program.compiled.memory_analysis()
-        memory = {"temporary_mb": sizes.temp_size_in_bytes / 1e6} if sizes else {}
-        facts(stage=stage, program=name, ms=round(statistics.median(ms), 5), all=[round(m, 5) for m in ms], **memory)
+        with facts.failure_of(stage, name):  # short of memory above all
+            jax.block_until_ready(program.call())
+            ms = [round(1e3 * speed.seconds(program.call) / program.updates, 5) for _ in range(ROUNDS)]
+            sizes = program.compiled and program.compiled.memory_analysis()
+            memory = {"temporary_mb": sizes.temp_size_in_bytes / 1e6} if sizes else {}
+            facts(stage=stage, program=name, ms=statistics.median(ms), all=ms, **memory)
     return ready
 
 
-def profile(args: Args, facts: Facts, programs: dict[str, Program]) -> None:
+def profile(args: AcceleratorArgs, facts: Facts, programs: dict[str, Program]) -> None:
     """The dearest kernels of an update. A profiler runs them one by one, so their durations count, and no gap does."""
     for name, program in programs.items():
         folder = args.out / file_name(PROFILE, name)
-        try:
-            with alone(args.pause), jax.profiler.trace(folder, create_perfetto_trace=True):
+        with facts.failure_of(PROFILE, name):  # a machine may forbid it
+            with jax.profiler.trace(folder, create_perfetto_trace=True):
                 jax.block_until_ready(program.call())
-        except Exception as error:  # a machine may forbid it
-            facts(stage=PROFILE, program=name, error=f"{type(error).__name__}: {error}"[:500])
-            continue
-        durations = kernel_durations(folder)
-        total, count = (sum(column) / program.updates for column in zip((0.0, 0), *durations.values(), strict=True))
-        facts(stage=PROFILE, program=name, kernel_us=round(total, 1), kernels=round(count, 1))
-        for kernel, (us, n) in sorted(durations.items(), key=lambda item: -item[1][0])[:KERNELS]:
-            each = {"us": round(us / program.updates, 2), "times": round(n / program.updates, 2)}
-            facts(stage=PROFILE, program=name, kernel=kernel, **each)
-        with tarfile.open(folder.with_suffix(".tgz"), "w:gz") as archive:
-            archive.add(folder, folder.name)
-        shutil.rmtree(folder)
+            durations = kernel_durations(folder)
+            total, count = (sum(column) / program.updates for column in zip((0.0, 0), *durations.values(), strict=True))
+            facts(stage=PROFILE, program=name, kernel_us=round(total, 1), kernels=round(count, 1))
+            for kernel, (us, n) in sorted(durations.items(), key=lambda item: -item[1][0])[:KERNELS]:
+                each = {"us": round(us / program.updates, 2), "times": round(n / program.updates, 2)}
+                facts(stage=PROFILE, program=name, kernel=kernel, **each)
+            shutil.make_archive(str(folder), "gztar", folder.parent, folder.name)
+            shutil.rmtree(folder)
 
 
 def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
@@ -265,31 +220,11 @@ def kernel_durations(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
         for e in events
         if e.get("name") == "thread_name" and e["pid"] in devices and "Stream" in e["args"]["name"]
     }
-    result: dict[str, tuple[float, int]] = {}
+    each = collections.defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
-            us, n = result.get(event["name"], (0.0, 0))
-            result[event["name"]] = us + event["dur"], n + 1
-    return result
-
-
-def train(args: Args, facts: Facts) -> None:
-    """DROL on cube-double as in the paper, ended politely when the time is up; its logs are copied as they grow."""
-    start, run, kept = time.monotonic(), args.out / "run", ("config.json", "train.csv", "eval.csv", "time.csv")
-    sizes = " ".join([str(args.width)] * args.depth)
-    settings = shlex.split(f"--env-id cube-double --hidden-sizes {sizes} {args.train}")
-    process = subprocess.Popen([sys.executable, "drol.py", "--run-dir", str(run), *settings], cwd=REPOSITORY)
-    while process.poll() is None:
-        time.sleep(min(COPY_S, max(0.0, start + args.train_seconds - SAVING_S - time.monotonic())))
-        if time.monotonic() - start >= args.train_seconds - SAVING_S and process.poll() is None:
-            process.terminate()  # it finishes its chunk, saves, and says how to go on
-            process.wait()
-        for name in kept:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copy(run / name, args.out / name)
-    facts(stage="train", exit_status=process.returncode, seconds=round(time.monotonic() - start, 1))
-    export = [sys.executable, "-m", "common.policy", str(run), "--out", str(args.out / "actor.npz")]
-    facts(stage="train", exported=subprocess.run(export, cwd=REPOSITORY).returncode == 0)
+            each[event["name"]].append(event["dur"])
+    return {name: (sum(durations), len(durations)) for name, durations in each.items()}
 
 
 def render(folder: pathlib.Path) -> None:
@@ -309,8 +244,8 @@ def render(folder: pathlib.Path) -> None:
     (folder / "facts.md").write_text(f"{title}\n\n{table}\n")
 
 
-def main(args: Args) -> None:
-    """Measure in stages while there is time, pack, then train."""
+def main(args: AcceleratorArgs) -> None:
+    """Measure in stages while there is time, then tabulate."""
     deadline = time.monotonic() + args.seconds
     args = dataclasses.replace(args, out=args.out.resolve())
     args.out.mkdir(parents=True, exist_ok=True)
@@ -326,9 +261,7 @@ def main(args: Args) -> None:
             profile(args, facts, ready)
     render(args.out)
     facts(measured=True)
-    if args.train_seconds:
-        train(args, facts)
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(AcceleratorArgs)))

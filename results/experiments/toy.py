@@ -1,40 +1,32 @@
 """The claim itself, where everything is known: four separated modes of actions, one of them good, and a known Q.
 
-python results/toy.py
+python results/experiments/toy.py
 
 One state. The data set's actions lie in four discs; Q is a wide hill with its top in one of them, so that it pulls
 every action across the gaps. Actors learn with `actor_loss` of drol.py and fql.py, whose critic is this Q. Writes
 toy/scores.csv and toy/actions.csv and, made from these, toy/toy.pdf and toy/toy.png.
 """
 
-import csv
 import dataclasses
 import functools
 import pathlib
-import sys
 import types
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import basics
+import drol
+import figures
+import fql
+from common.errors import exit_in_one_line
+from common.replay import Batch
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float
 
-import drol
-import fql
-from common.arguments import complete
-from common.env_ids import resolve
-from common.errors import exit_in_one_line
-from common.replay import Batch
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-HERE = pathlib.Path(__file__).parent
 CENTRES = np.array([[0.6, 0.6], [0.6, -0.6], [-0.6, 0.6], [-0.6, -0.6]])  # of the modes; the first is the good one
 RADIUS = 0.12
 HILL = 0.8  # standard deviation of Q's hill
@@ -62,7 +54,7 @@ def hill(squared_distance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class ToyArgs:
     """DROL and FQL on a two-dimensional toy, with a known Q."""
 
     bc_coef: float = 10.0
@@ -73,17 +65,14 @@ class Args:
     """Seeds, trained together."""
     samples: int = 1000
     """Actions of the policy that are judged."""
-    render_only: bool = False
-    """Draw again what is in the CSV files."""
-    out: pathlib.Path = HERE / "toy"
+    out: pathlib.Path = basics.RESULTS / "toy"
     """Folder to write to."""
 
 
 def settings(algorithm: types.ModuleType, **given):
     """Complete arguments: small networks, everything else the algorithm's own."""
-    small = {"env_id": "cube-single", "hidden_sizes": (32, 32), "batch_size": 64, "learning_rate": 3e-3}
-    args = algorithm.Args(**small, normalize_q_loss=True, **given)
-    return complete(args, resolve("cube-single"), algorithm.published_settings)[0]
+    small = {"hidden_sizes": (32, 32), "batch_size": 64, "learning_rate": 3e-3, "normalize_q_loss": True}
+    return basics.settings(algorithm, "cube-single", **small, **given)
 
 
 def sample_batch(size: int, key: Array) -> Batch:
@@ -138,39 +127,31 @@ def scores(actions: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure(args: Args) -> None:
+def measure(args: ToyArgs) -> None:
     """Both CSV files."""
     methods = {f"DROL({k})": (drol, settings(drol, num_candidates=k, bc_coef=args.bc_coef)) for k in NUM_CANDIDATES}
     methods["FQL"] = (fql, settings(fql, alpha=args.bc_coef))
     keys = jax.vmap(jax.random.key)(jnp.arange(args.seeds))
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "scores.csv").open("w") as file, (args.out / "actions.csv").open("w") as shown:
-        table, points = csv.writer(file, lineterminator="\n"), csv.writer(shown, lineterminator="\n")
-        points.writerow(("method", "x", "y"))
-        for index, (name, (algorithm, its)) in enumerate(methods.items()):
+    rows, points = [], []
+    for name, (algorithm, its) in methods.items():
 
-            def run(key: Array, algorithm=algorithm, its=its) -> Array:
-                params = train(algorithm, its, args.updates, key)
-                return policy_actions(algorithm, its, params, args.samples, jax.random.fold_in(key, 1))
+        def run(key: Array, algorithm=algorithm, its=its) -> Array:
+            params = train(algorithm, its, args.updates, key)
+            return policy_actions(algorithm, its, params, args.samples, jax.random.fold_in(key, 1))
 
-            of_seeds = np.asarray(jax.jit(jax.vmap(run))(keys))
-            for seed, actions in enumerate(of_seeds):
-                row = scores(actions)
-                if index == seed == 0:
-                    table.writerow(("method", "seed", *row))
-                table.writerow((name, seed, *(f"{value:.4g}" for value in row.values())))
-            if name in SHOWN:
-                points.writerows((name, f"{x:.3f}", f"{y:.3f}") for x, y in of_seeds[0][:400])
-            print(name, {key: round(float(np.mean([scores(a)[key] for a in of_seeds])), 3) for key in row}, flush=True)
+        of_seeds = np.asarray(jax.jit(jax.vmap(run))(keys))
+        judged = list(map(scores, of_seeds))
+        rows += [(name, seed, *(f"{value:.4g}" for value in each.values())) for seed, each in enumerate(judged)]
+        if name in SHOWN:
+            points += [(name, f"{x:.3f}", f"{y:.3f}") for x, y in of_seeds[0][:400]]
+        print(name, {key: round(float(np.mean([each[key] for each in judged])), 3) for key in judged[0]}, flush=True)
+    basics.write_csv(args.out / "scores.csv", ("method", "seed", *judged[0]), rows)
+    basics.write_csv(args.out / "actions.csv", ("method", "x", "y"), points)
 
 
 def render(folder: pathlib.Path) -> None:
     """toy.pdf and toy.png from the CSV files."""
-    with (folder / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    with (folder / "actions.csv").open() as file:
-        points = list(csv.DictReader(file))
-    plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
+    rows, points = (basics.read_csv(folder / name) for name in ("scores.csv", "actions.csv"))
     figure, axes = plt.subplots(2, 3, figsize=(8.6, 6.0), layout="constrained", height_ratios=(1.35, 1))
 
     titles = {
@@ -184,8 +165,8 @@ def render(folder: pathlib.Path) -> None:
         image = ax.contourf(grid, grid, q, levels=np.linspace(0, 1, 11), cmap="Greens", alpha=0.75)
         for x, y in CENTRES:
             ax.add_patch(plt.Circle((x, y), RADIUS, fc="none", ec="k", lw=1.4, zorder=4))
-        xy = np.array([[float(p["x"]), float(p["y"])] for p in points if p["method"] == name])
-        ax.plot(*xy.T, ".", c="#D55E00" if name == "FQL" else "#0072B2", ms=4, alpha=0.6, zorder=3)
+        shown = points[points["method"] == name]
+        ax.plot(shown["x"], shown["y"], ".", c="#D55E00" if name == "FQL" else "#0072B2", ms=4, alpha=0.6, zorder=3)
         ax.set(aspect="equal", xlim=(-1, 1), ylim=(-1, 1), xlabel="action 1", ylabel="action 2")
         ax.set_title(titles[name], fontsize=9)
     figure.colorbar(image, ax=axes[0, :], label="Q (known)", shrink=0.85)
@@ -196,10 +177,10 @@ def render(folder: pathlib.Path) -> None:
         "distance_to_support": "mean distance to the discs",
     }
     for ax, (metric, label) in zip(axes[1], labels.items(), strict=True):
-        by_k = [[float(r[metric]) for r in rows if r["method"] == f"DROL({k})"] for k in NUM_CANDIDATES]
+        by_k = [rows[metric][rows["method"] == f"DROL({k})"] for k in NUM_CANDIDATES]
         ax.plot(NUM_CANDIDATES, by_k, ".", c="#0072B2", ms=4, alpha=0.5)
         ax.plot(NUM_CANDIDATES, np.mean(by_k, axis=1), "o-", c="#0072B2", ms=4, label="DROL")
-        of_fql = [float(r[metric]) for r in rows if r["method"] == "FQL"]
+        of_fql = rows[metric][rows["method"] == "FQL"]
         ax.axhline(np.mean(of_fql), c="#D55E00", ls="--", label="FQL")
         ax.axhspan(min(of_fql), max(of_fql), color="#D55E00", alpha=0.12, lw=0)
         ax.set_xscale("log", base=2)
@@ -207,22 +188,19 @@ def render(folder: pathlib.Path) -> None:
         ax.set(xlabel="K, candidates a state", ylabel=label, ylim=(0, None))
         ax.grid(alpha=0.3, lw=0.5)
     axes[1, 0].legend(fontsize=8)
-    number = len({row["seed"] for row in rows})
     figure.suptitle(
-        f"Circles: the data's four modes. Dots: 400 actions of the policy. Below: mean and each of {number} seeds "
-        "(FQL: mean and range)", fontsize=8
-    )  # fmt: skip
-    for ending, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 160})):
-        figure.savefig(folder / f"toy{ending}", **options)
-    plt.close(figure)
+        "Circles: the data's four modes. Dots: 400 actions of the policy. Below: mean and each of "
+        f"{len(np.unique(rows['seed']))} seeds (FQL: mean and range)",
+        fontsize=8,
+    )
+    figures.save(figure, folder / "toy")
 
 
-def main(args: Args) -> None:
+def main(args: ToyArgs) -> None:
     """Learn, then draw."""
-    if not args.render_only:
-        measure(args)
+    measure(args)
     render(args.out)
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(ToyArgs)))

@@ -1,6 +1,6 @@
 """Routing at work: cells, winners and handoffs of DROL in training on pointmaze, whose actions have two dimensions.
 
-python results/mechanism.py
+python results/experiments/mechanism.py
 
 Trains with `update` of drol.py, once as it is and once by imitation alone, and measures in every update how many data
 actions change their winner (the same latents before and after) and how far winners move. After some numbers of updates
@@ -8,34 +8,28 @@ it lets improvement alone take a few steps, which shows what routing does when a
 mechanism/handoff.csv, improvement.csv, candidates.csv and q.csv and, made from these, mechanism.pdf and mechanism.png.
 """
 
-import csv
 import dataclasses
 import functools
 import pathlib
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-import jax
-import jax.numpy as jnp
-import matplotlib
-import numpy as np
-import tyro
-from jaxtyping import Array, Float
-from scipy.spatial import Voronoi, voronoi_plot_2d
-
+import basics
 import drol
-from common import datasets
-from common.arguments import complete
+import figures
+from common.arguments import RunArgs
+from common.data import sources
 from common.env_ids import resolve
 from common.errors import UserError, exit_in_one_line
 from common.replay import Batch, Dataset, sample_batch
 from common.seeds import keys_of_runs
 
-matplotlib.use("Agg")
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jaxtyping import Array, Float
+from scipy.spatial import Voronoi, voronoi_plot_2d
 
-HERE = pathlib.Path(__file__).parent
 METHODS = {"DROL": 1.0, "imitation alone": 0.0}  # q_coef
 PROBES = 512  # data actions at which an improvement step is looked at
 GRID = np.linspace(-1, 1, 33)  # of each action, for Q
@@ -53,7 +47,7 @@ DISTANCES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class MechanismArgs:
     """Voronoi cells, winners and handoffs of DROL on pointmaze-medium."""
 
     num_candidates: int = 16
@@ -72,9 +66,7 @@ class Args:
     """Episodes of the data set, collected if it is not there."""
     dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
     """Folder of the data set."""
-    render_only: bool = False
-    """Draw again what is in the CSV files."""
-    out: pathlib.Path = HERE / "mechanism"
+    out: pathlib.Path = basics.RESULTS / "mechanism"
     """Folder to write to."""
 
 
@@ -139,7 +131,7 @@ def improvement_step(
     return before, candidates(jax.tree.map(lambda leaf, change: leaf + rate * change, params.actor, downhill))
 
 
-def measure(args: Args) -> None:
+def measure(args: MechanismArgs) -> None:
     """All CSV files.
 
     Raises:
@@ -147,40 +139,35 @@ def measure(args: Args) -> None:
     """
     if any(end % args.interval for end in args.updates):
         raise UserError(f"--interval {args.interval}: does not divide --updates {' '.join(map(str, args.updates))}")
-    spec = resolve("pointmaze-medium")
-    where = {"dataset_path": None, "dataset_dir": args.dataset_dir}
-    dataset, _ = datasets.load(spec, **where, source="collect", collect_episodes=args.episodes, collect_workers=1)
-    settings = {"hidden_sizes": args.hidden_sizes, "num_candidates": args.num_candidates}
-    its = complete(drol.Args(env_id="pointmaze-medium", **settings), spec, drol.published_settings)[0]
-    data = jax.device_put(dataset)
-    args.out.mkdir(parents=True, exist_ok=True)
+    env_id = "pointmaze-medium"
+    collected = RunArgs(dataset_dir=args.dataset_dir, data_source="collect", collect_episodes=args.episodes)
+    data = jax.device_put(sources.load(resolve(env_id), collected)[0])
+    its = basics.settings(drol, env_id, hidden_sizes=args.hidden_sizes, num_candidates=args.num_candidates)
     snapshots = watch_training(args, its, data)
     watch_improvement(args, its, data, snapshots)
 
 
-def watch_training(args: Args, its: drol.Args, data: Dataset) -> dict[int, drol.Params]:
+def watch_training(args: MechanismArgs, its: drol.Args, data: Dataset) -> dict[int, drol.Params]:
     """handoff.csv; and DROL's parameters, of all seeds, after `args.updates`."""
-    keys, snapshots = keys_of_runs(range(args.seeds)), {}
+    keys, snapshots, rows = keys_of_runs(range(args.seeds)), {}, []
     init = jax.jit(jax.vmap(functools.partial(drol.init_state, its, data.observation_dim, data.action_dim)))
-    with (args.out / "handoff.csv").open("w") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("method", "seed", "updates", *CURVES))
-        for method, q_coef in METHODS.items():
-            of_method = functools.partial(train_and_watch, dataclasses.replace(its, q_coef=q_coef))
-            train = jax.jit(jax.vmap(functools.partial(of_method, num_updates=args.interval), (0, None, 0)))
-            states = init(keys.init)
-            for end in range(args.interval, args.updates[-1] + 1, args.interval):
-                states, watched = train(states, data, keys.train)
-                for seed in range(args.seeds):
-                    table.writerow((method, seed, end, *(f"{watched[name][seed]:.4g}" for name in CURVES)))
-                if method == "DROL" and end in args.updates:
-                    snapshots[end] = states.params
-                if end % (5 * args.interval) == 0:
-                    print(f"{method}: {end:,} of {args.updates[-1]:,} updates", flush=True)
+    for method, q_coef in METHODS.items():
+        of_method = functools.partial(train_and_watch, dataclasses.replace(its, q_coef=q_coef))
+        train = jax.jit(jax.vmap(functools.partial(of_method, num_updates=args.interval), (0, None, 0)))
+        states = init(keys.init)
+        for end in range(args.interval, args.updates[-1] + 1, args.interval):
+            states, watched = train(states, data, keys.train)
+            for seed in range(args.seeds):
+                rows.append((method, seed, end, *(f"{watched[name][seed]:.4g}" for name in CURVES)))
+            if method == "DROL" and end in args.updates:
+                snapshots[end] = states.params
+            if end % (5 * args.interval) == 0:
+                print(f"{method}: {end:,} of {args.updates[-1]:,} updates", flush=True)
+    basics.write_csv(args.out / "handoff.csv", ("method", "seed", "updates", *CURVES), rows)
     return snapshots
 
 
-def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict[int, drol.Params]) -> None:
+def watch_improvement(args: MechanismArgs, its: drol.Args, data: Dataset, snapshots: dict[int, drol.Params]) -> None:
     """The other CSV files: an improvement step from each snapshot, seen at the same data actions and latents."""
     probe_key, latent_key = jax.random.split(jax.random.key(0))
     probes = sample_batch(data, PROBES, probe_key)
@@ -194,31 +181,30 @@ def watch_improvement(args: Args, its: drol.Args, data: Dataset, snapshots: dict
         return before, after, handoff(before, after, probes.actions)
 
     steps = {end: jax.tree.map(np.asarray, step(params)) for end, params in snapshots.items()}
-    with (args.out / "improvement.csv").open("w") as file:
-        table = csv.writer(file, lineterminator="\n")
-        for end, (_, _, became) in steps.items():
-            if end == args.updates[0]:
-                table.writerow(("seed", "updates", *became))
-            for seed in range(args.seeds):
-                table.writerow((seed, end, *(f"{of_seeds[seed].mean():.4g}" for of_seeds in became.values())))
+    outcomes = {end: became for end, (_, _, became) in steps.items()}
+    rows = [
+        (seed, end, *(f"{of_seeds[seed].mean():.4g}" for of_seeds in became.values()))
+        for end, became in outcomes.items()
+        for seed in range(args.seeds)
+    ]
+    basics.write_csv(args.out / "improvement.csv", ("seed", "updates", *outcomes[args.updates[0]]), rows)
 
-    drawn = clearest_handoff(args, np.asarray(probes.actions), [became for _, _, became in steps.values()])
+    drawn = clearest_handoff(args, np.asarray(probes.actions), list(outcomes.values()))
     transition = jax.tree.map(lambda leaf: np.asarray(leaf[drawn]), probes)
     grid = np.stack([x.ravel() for x in np.meshgrid(GRID, GRID)], axis=-1)
     observations = jnp.broadcast_to(transition.observations, (len(grid), data.observation_dim))
-    with (args.out / "candidates.csv").open("w") as points, (args.out / "q.csv").open("w") as values:
-        candidates, q_of_grid = (csv.writer(file, lineterminator="\n") for file in (points, values))
-        candidates.writerow(("updates", "what", "action_1", "action_2"))
-        q_of_grid.writerow(("updates", "action_1", "action_2", "q"))
-        for end, (before, after, _) in steps.items():
-            for what, xy in zip(WHAT, (transition.actions[None], before[0, drawn], after[0, drawn]), strict=True):
-                candidates.writerows((end, what, f"{x:.4f}", f"{y:.4f}") for x, y in xy)
-            critic = jax.tree.map(lambda of_seeds: of_seeds[0], snapshots[end].critic)
-            q = np.asarray(drol.aggregate(drol.q_values(critic, observations, jnp.asarray(grid)), its.actor_q_agg))
-            q_of_grid.writerows((end, f"{x:.4g}", f"{y:.4g}", f"{z:.6g}") for (x, y), z in zip(grid, q, strict=True))
+    candidates, q_of_grid = [], []
+    for end, (before, after, _) in steps.items():
+        for what, xy in zip(WHAT, (transition.actions[None], before[0, drawn], after[0, drawn]), strict=True):
+            candidates += [(end, what, f"{x:.4f}", f"{y:.4f}") for x, y in xy]
+        critic = jax.tree.map(lambda of_seeds: of_seeds[0], snapshots[end].critic)
+        q = np.asarray(drol.aggregate(drol.q_values(critic, observations, jnp.asarray(grid)), its.actor_q_agg))
+        q_of_grid += [(end, f"{x:.4g}", f"{y:.4g}", f"{z:.6g}") for (x, y), z in zip(grid, q, strict=True)]
+    basics.write_csv(args.out / "candidates.csv", ("updates", "what", "action_1", "action_2"), candidates)
+    basics.write_csv(args.out / "q.csv", ("updates", "action_1", "action_2", "q"), q_of_grid)
 
 
-def clearest_handoff(args: Args, actions: np.ndarray, steps: list[dict[str, np.ndarray]]) -> int:
+def clearest_handoff(args: MechanismArgs, actions: np.ndarray, steps: list[dict[str, np.ndarray]]) -> int:
     """Of [PROBES, 2] actions, which one to draw: seed 0's middle snapshot hands it off, and the other two do not.
 
     Of those where the box clips neither action nor winners, the one whose new winner is nearest as against its old one.
@@ -235,34 +221,28 @@ def clearest_handoff(args: Args, actions: np.ndarray, steps: list[dict[str, np.n
     return int(np.where(fitting, gain, -np.inf).argmax())
 
 
-def read(path: pathlib.Path) -> list[dict]:
-    """Rows of a CSV file, numbers as numbers."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return [{name: x if name in ("method", "what") else float(x) for name, x in row.items()} for row in rows]
-
-
 def render(folder: pathlib.Path) -> None:
     """mechanism.pdf and mechanism.png from the CSV files."""
-    plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
+    candidates, values, handoffs, improvements = (
+        basics.read_csv(folder / f"{name}.csv") for name in ("candidates", "q", "handoff", "improvement")
+    )
     figure, axes = plt.subplots(2, 3, figsize=(8.6, 5.8), layout="constrained", height_ratios=(1.3, 1))
-    draw_panels(figure, axes[0], read(folder / "candidates.csv"), read(folder / "q.csv"))
-    draw_curves(axes[1, :2], read(folder / "handoff.csv"))
-    draw_distances(axes[1, 2], read(folder / "improvement.csv"))
-    for ending, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 160})):
-        figure.savefig(folder / f"mechanism{ending}", **options)
-    plt.close(figure)
+    draw_panels(figure, axes[0], candidates, values)
+    draw_curves(axes[1, :2], handoffs)
+    draw_distances(axes[1, 2], improvements)
+    figures.save(figure, folder / "mechanism")
 
 
-def draw_panels(figure: plt.Figure, axes: np.ndarray, candidates: list[dict], values: list[dict]) -> None:
+def draw_panels(figure: plt.Figure, axes: np.ndarray, candidates: np.ndarray, values: np.ndarray) -> None:
     """Cells, candidates and Q of one data action, a panel for each snapshot."""
-    snapshots = sorted({row["updates"] for row in candidates})
-    q = [np.array([v["q"] for v in values if v["updates"] == end]).reshape(GRID.size, GRID.size) for end in snapshots]
+    snapshots = np.unique(candidates["updates"])
+    q = [values["q"][values["updates"] == end].reshape(GRID.size, GRID.size) for end in snapshots]
     levels = np.linspace(min((of_box - of_box.max()).min() for of_box in q), 0, 11)
     for ax, end, title, of_box in zip(axes, snapshots, PANELS, q, strict=True):
         image = ax.contourf(GRID, GRID, of_box - of_box.max(), levels=levels, cmap="Greens", alpha=0.75)
-        here = [row for row in candidates if row["updates"] == end]
-        draw_routing(ax, *(np.array([(p["action_1"], p["action_2"]) for p in here if p["what"] == w]) for w in WHAT))
+        here = candidates[candidates["updates"] == end]
+        of = {what: here[here["what"] == what] for what in WHAT}
+        draw_routing(ax, **{what: np.stack([p["action_1"], p["action_2"]], axis=1) for what, p in of.items()})
         ax.set(aspect="equal", xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), xlabel="action 1", ylabel="action 2")
         ax.set_title(f"{title}: {end:,.0f} updates", fontsize=9)
     figure.colorbar(image, ax=axes, label="Q(s, a) - max Q(s, .)", shrink=0.8, format="%.2f")
@@ -285,13 +265,13 @@ def draw_routing(ax: plt.Axes, data: np.ndarray, before: np.ndarray, after: np.n
     ax.plot(*after[new], "o", mfc="none", mec="#0072B2", mew=1.8, ms=12, clip_on=False, label="winner, after")
 
 
-def draw_curves(axes: np.ndarray, handoffs: list[dict]) -> None:
+def draw_curves(axes: np.ndarray, handoffs: np.ndarray) -> None:
     """Each seed thin, their mean thick."""
     for ax, (metric, label) in zip(axes, CURVES.items(), strict=True):
         for method, colour in zip(METHODS, ("#0072B2", "#D55E00"), strict=True):
-            rows = [row for row in handoffs if row["method"] == method]
-            updates = sorted({row["updates"] for row in rows})
-            of_seeds = np.array([[row[metric] for row in rows if row["updates"] == end] for end in updates])
+            rows = handoffs[handoffs["method"] == method]
+            updates = np.unique(rows["updates"])
+            of_seeds = np.array([rows[metric][rows["updates"] == end] for end in updates])
             ax.plot(updates, of_seeds, c=colour, lw=0.5, alpha=0.35)
             ax.plot(updates, of_seeds.mean(axis=1), c=colour, lw=1.3, label=method)
         ax.set(xlabel="updates", ylabel=label, xlim=(0, None), ylim=(0, None))
@@ -299,11 +279,11 @@ def draw_curves(axes: np.ndarray, handoffs: list[dict]) -> None:
     axes[0].legend(fontsize=8)
 
 
-def draw_distances(ax: plt.Axes, improvements: list[dict]) -> None:
+def draw_distances(ax: plt.Axes, improvements: np.ndarray) -> None:
     """Bars: means over seeds; dots: each."""
-    snapshots = sorted({row["updates"] for row in improvements})
+    snapshots = np.unique(improvements["updates"])
     for i, (metric, (label, colour)) in enumerate(DISTANCES.items()):
-        of_seeds = [[row[metric] for row in improvements if row["updates"] == end] for end in snapshots]
+        of_seeds = [improvements[metric][improvements["updates"] == end] for end in snapshots]
         places = np.arange(len(snapshots)) + 0.27 * (i - 1)
         ax.bar(places, np.mean(of_seeds, axis=1), 0.25, color=colour, label=label)
         ax.plot(places, of_seeds, ".", c="k", ms=3)
@@ -313,12 +293,11 @@ def draw_distances(ax: plt.Axes, improvements: list[dict]) -> None:
     ax.legend(fontsize=7, loc="upper right")
 
 
-def main(args: Args) -> None:
+def main(args: MechanismArgs) -> None:
     """Train and watch, then draw."""
-    if not args.render_only:
-        measure(args)
+    measure(args)
     render(args.out)
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(MechanismArgs)))

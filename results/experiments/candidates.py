@@ -1,6 +1,6 @@
 """What K brings: pairwise distance of candidates, `bc_loss` and score of DROL runs, beside the published curves.
 
-python results/candidates.py results/candidates
+python results/experiments/candidates.py results/candidates
 
 Reads every finished DROL run below the folder, of tasks that were run with several K. Writes candidates.csv (a row for
 each run: the last row of its train.csv, its headline score if asked for), candidates.pdf and .png. Runs that differ in
@@ -8,24 +8,25 @@ more than K and seed are not averaged. Published values are after a million upda
 """
 
 import collections
-import csv
 import dataclasses
 import pathlib
 from typing import Literal
 
-import matplotlib
+import basics
+import figures
+import runs
+from common.errors import UserError, exit_in_one_line
+from common.tables import read_table
+
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-import runs
-from common import run_directory
-from common.errors import UserError, exit_in_one_line
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-HERE = pathlib.Path(__file__).parent
-PUBLISHED = {"candidate_metrics.csv": ("pairwise_distance", "bc_loss"), "k_sweep.csv": ("score",)}
+PUBLISHED = {
+    "score": "k_sweep.csv",
+    "pairwise_distance": "candidate_metrics.csv",
+    "bc_loss": "candidate_metrics.csv",
+}
 COLUMNS = ("num_candidates ", "offline_steps ")  # of candidates.csv; not told again among the settings
 LABELS = {
     "score": "headline score (%)",
@@ -35,10 +36,10 @@ LABELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class CandidateArgs:
     """Metrics against K, as candidates.csv, .pdf and .png."""
 
-    folder: tyro.conf.Positional[pathlib.Path] = HERE / "candidates"
+    folder: tyro.conf.Positional[pathlib.Path] = basics.RESULTS / "candidates"
     """Folder with run folders; what is made from them is written into it."""
     metrics: tuple[Literal["score", "pairwise_distance", "bc_loss"], ...] = ("pairwise_distance", "bc_loss")
     """What to draw, a column each; score is the headline score."""
@@ -50,16 +51,11 @@ def pairwise_distance(divergence: float, num_candidates: int) -> float:
     return 0.0 if k == 1 else float(np.sqrt(2 * k / (k - 1) * divergence))
 
 
-def published() -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """(K, value) for each metric and task."""
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {metric: {} for metric in LABELS}
-    for name, metrics in PUBLISHED.items():
-        with (HERE / "paper" / name).open() as file:
-            for row in csv.DictReader(file):
-                for metric in metrics:
-                    if row[metric]:
-                        points[metric].setdefault(row["task"], []).append((int(row["K"]), float(row[metric])))
-    return points
+def published(metric: str, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values of K, and the metric at each."""
+    rows = basics.read_csv(basics.RESULTS / "paper" / PUBLISHED[metric])
+    rows = rows[(rows["task"] == task) & ~np.isnan(rows[metric])]
+    return rows["K"], rows[metric]
 
 
 def read(folder: pathlib.Path, metrics: tuple[str, ...]) -> list[dict]:
@@ -96,7 +92,7 @@ def value_of(run: runs.Run, metric: str) -> float:
     if metric == "score":
         return run.score
     table, column = run.path / "train.csv", {"pairwise_distance": "actor/divergence"}.get(metric, f"actor/{metric}")
-    last = (run_directory.read_table(table) if table.exists() else [{}])[-1]
+    last = (read_table(table) if table.exists() else [{}])[-1]
     if column not in last:
         raise UserError(f"{table}: no {column}; leave this run out")
     value = last[column]
@@ -105,8 +101,6 @@ def value_of(run: runs.Run, metric: str) -> float:
 
 def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
     """A row of panels for each task, a column for each metric; each seed a dot, the line their mean."""
-    plt.rcParams.update({"font.size": 9, "pdf.fonttype": 42})
-    paper = published()
     tasks = sorted({row["task"] for row in rows})
     figure, axes = plt.subplots(
         len(tasks), len(metrics), figsize=(3.8 * len(metrics), 2.9 * len(tasks)), layout="constrained", squeeze=False
@@ -115,13 +109,13 @@ def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
         ours = [row for row in rows if row["task"] == task]
         ks = sorted({row["K"] for row in ours})
         for ax, metric in zip(axes[i], metrics, strict=True):
-            theirs = paper[metric].get(task, [])
-            if theirs:
-                ax.plot(*zip(*theirs, strict=True), "s--", c="0.4", ms=4, label="paper, 1,000,000 updates")
+            paper_ks, values = published(metric, task)
+            if paper_ks.size:
+                ax.plot(paper_ks, values, "s--", c="0.4", ms=4, label="paper, 1,000,000 updates")
             for index, (updates, settings) in enumerate(sorted({(row["updates"], row["settings"]) for row in ours})):
                 alike = [row for row in ours if (row["updates"], row["settings"]) == (updates, settings)]
                 seeds = {k: [row[metric] for row in alike if row["K"] == k] for k in ks}
-                means = [(k, np.mean(values)) for k, values in seeds.items() if values]
+                means = [(k, np.mean(each)) for k, each in seeds.items() if each]
                 others = f", {settings}" if len({row["settings"] for row in ours}) > 1 and settings else ""
                 label = f"here, {updates:,} updates{others}"
                 ax.plot(*zip(*means, strict=True), "o-", c=f"C{index}", ms=3, label=label)
@@ -129,7 +123,7 @@ def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
                     [row["K"] for row in alike], [row[metric] for row in alike], "o", c=f"C{index}", ms=3, alpha=0.4
                 )
             ax.set_xscale("log", base=2)
-            ticks = sorted({*ks, *(k for k, _ in theirs)})
+            ticks = sorted({*ks, *paper_ks})
             ax.set_xticks(ticks, ticks)
             ax.set(xlabel="K, candidates a state", ylabel=LABELS[metric], title=task, ylim=(0, None))
             ax.grid(alpha=0.3, lw=0.5)
@@ -137,19 +131,13 @@ def draw(rows: list[dict], metrics: tuple[str, ...]) -> plt.Figure:
     return figure
 
 
-def main(args: Args) -> None:
+def main(args: CandidateArgs) -> None:
     """Read, write, draw."""
     rows = read(args.folder, args.metrics)
-    with (args.folder / "candidates.csv").open("w", newline="") as file:
-        names = ("task", "K", "seed", "updates", "settings", *args.metrics)
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | {name: f"{row[name]:.5g}" for name in args.metrics} for row in rows)
-    figure = draw(rows, args.metrics)
-    for ending, settings in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 160})):
-        figure.savefig(args.folder / f"candidates{ending}", **settings)
-    plt.close(figure)
+    written = [(row | {name: f"{row[name]:.5g}" for name in args.metrics}).values() for row in rows]
+    basics.write_csv(args.folder / "candidates.csv", rows[0], written)
+    figures.save(draw(rows, args.metrics), args.folder / "candidates")
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(CandidateArgs)))

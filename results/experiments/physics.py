@@ -1,10 +1,10 @@
-"""By how much MuJoCo versions move the environments otherwise, and what becomes of oracles, experts and policies.
+"""By how much MuJoCo versions move the environments otherwise, and what becomes of oracles and experts.
 
-    python results/physics.py --runs RUN_DIR...
+    python results/experiments/physics.py
 
 Each version is installed into a folder that only its own measurement sees. States are recorded under the first one,
 while oracles and experts act, so that there are contacts. Every version then takes one control step from each of them,
-with the same control, and has the same oracles, experts and policies act for whole episodes, from the same starts.
+with the same control, and has the same oracles and experts act for whole episodes, from the same starts.
 Writes steps.csv, outcomes.csv, and table.md from them; and into its folder sample.npz, which is tests/physics.npz.
 """
 
@@ -18,21 +18,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import basics
+from antmaze import goals_reached
+from common import minari_envs, mujoco_versions
+from common.data import hands, recipes
+from common.data.episodes import Episode
+from common.env_ids import EnvSpec, resolve
+from common.envs import make_env
+from common.errors import exit_in_one_line
 
 import mujoco
 import numpy as np
 import tyro
 from tabulate import tabulate
 
-from common import adroit, algorithms, collect, minari_data, mujoco_versions, run_directory
-from common.env_ids import EnvSpec, resolve
-from common.envs import make_env
-from common.errors import exit_in_one_line
-from common.workers import Episode
-
-HERE = pathlib.Path(__file__).parent
 PACKAGES = {  # what goes with each MuJoCo
     "3.2.7": ("mujoco==3.2.7", "dm_control==1.0.28"),
     "3.3.7": ("mujoco==3.3.7", "dm_control==1.0.34"),
@@ -63,26 +64,19 @@ class Part:
     above: float = -np.inf
 
 
-ARM = Part(
-    "arm, mrad",
-    (
-        tuple(
-            f"ur5e/{joint}_joint"
-            for joint in ("shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "wrist_3")
-        ),
-    ),
-    moves=10,
-)
+ARM_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "wrist_3")
+ARM = Part("arm, mrad", (tuple(f"ur5e/{joint}_joint" for joint in ARM_JOINTS),), moves=10)
+CUBES = ("object_joint_0",), ("object_joint_1",)
 FINGERS = tuple(f"{finger}J{i}" for finger in ("FF", "MF", "RF", "LF", "TH") for i in range(4))
 PARTS = {
     "cube-double": (
         ARM,
-        Part("cube carried or pushed, mm", (("object_joint_0",), ("object_joint_1",)), 3, moves=2),
-        Part("cube at rest on the other, mm", (("object_joint_0",), ("object_joint_1",)), 3, rests=1, above=0.055),
+        Part("cube carried or pushed, mm", CUBES, 3, moves=2),
+        Part("cube at rest on the other, mm", CUBES, 3, rests=1, above=0.055),
     ),
     "scene": (
         ARM,
-        Part("cube carried or pushed, mm", (("object_joint_0",),), 3, moves=2),
+        Part("cube carried or pushed, mm", CUBES[:1], 3, moves=2),
         Part("drawer, mm", (("drawer_slide",),), moves=1),
         Part("window, mm", (("window_slide",),), moves=1),
         Part("button, mm", (("buttonbox_joint_0",), ("buttonbox_joint_1",)), moves=1),
@@ -107,19 +101,17 @@ ALTERED = ("body_pos", "dof_damping")
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class PhysicsArgs:
     """One step and whole episodes under several MuJoCo versions: a table."""
 
     folder: pathlib.Path = pathlib.Path("runs/physics")
     """Folder for the versions, and for the states."""
-    out: pathlib.Path = HERE / "physics"
+    out: pathlib.Path = basics.RESULTS / "physics"
     """Folder for the CSV files and the table."""
     versions: tuple[str, ...] = tuple(PACKAGES)
     """MuJoCo versions; the first records the states."""
-    runs: tuple[pathlib.Path, ...] = ()
-    """Runs whose policies are evaluated."""
     episodes: int = 100
-    """Episodes of each oracle, expert and policy."""
+    """Episodes of each oracle and expert."""
     record_episodes: int = 10
     """Episodes that states are taken from, of each environment."""
     measure: bool = False
@@ -132,13 +124,20 @@ class Args:
 def collector(env_id: str, episode_steps: int, **hooks: Callable) -> Callable[[], Episode]:
     """What acts for one episode: the oracle or expert that collects this data, random actions where there is none."""
     spec = resolve(env_id)
-    if adroit.is_collectable(spec):
-        return adroit.recipe(adroit.hand_of(spec), min(episode_steps, 100 if env_id.startswith("pen") else 200))
+    if hands.is_collectable(spec):
+        return hands.recipe(hands.hand_of(spec), min(episode_steps, 100 if env_id.startswith("pen") else 200))
     if env_id.startswith(("antmaze", "pointmaze")):
-        return collect.maze_recipe(spec, episode_steps, **hooks)
+        return recipes.maze(spec, episode_steps, **hooks)
     if env_id.startswith("humanoid"):
         return random_recipe(spec, episode_steps)
-    return collect.manipulation_recipe(spec, episode_steps, **hooks)
+    return recipes.manipulation(spec, episode_steps, **hooks)
+
+
+def acted(collect_episode: Callable[[], Episode], episodes: int) -> Iterator[Episode]:
+    """So many episodes, each with its seed."""
+    for episode in range(episodes):
+        np.random.seed(episode)
+        yield collect_episode()
 
 
 def random_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
@@ -157,17 +156,14 @@ def random_recipe(spec: EnvSpec, episode_steps: int) -> Callable[[], Episode]:
 @contextlib.contextmanager
 def watching(watch: Callable[[mujoco.MjModel, mujoco.MjData, int], None]) -> Iterator[None]:
     """Whatever steps MuJoCo meanwhile is seen before: its model, its data, and the number of steps."""
-    step = mujoco.mj_step
+    mj_step = mujoco.mj_step
 
     def watched(model: mujoco.MjModel, data: mujoco.MjData, nstep: int = 1) -> None:
         watch(model, data, nstep)
-        step(model, data, nstep)
+        mj_step(model, data, nstep)
 
-    mujoco.mj_step = watched
-    try:
+    with mock.patch.object(mujoco, "mj_step", watched):
         yield
-    finally:
-        mujoco.mj_step = step
 
 
 def simulation(env_id: str) -> tuple[mujoco.MjModel, mujoco.MjData, int]:
@@ -176,8 +172,7 @@ def simulation(env_id: str) -> tuple[mujoco.MjModel, mujoco.MjData, int]:
     np.random.seed(0)
     with watching(lambda *arguments: seen.append(arguments)):
         collector(env_id, 1)()
-    model, data, nstep = seen[-1]
-    return model, data, nstep
+    return seen[-1]
 
 
 def record(env_id: str, episodes: int) -> States:
@@ -190,11 +185,8 @@ def record(env_id: str, episodes: int) -> States:
         for name in ALTERED:
             rows[name].append(getattr(model, name).flatten())
 
-    collect_episode = collector(env_id, 1001)
     with watching(watch):
-        for episode in range(episodes):
-            np.random.seed(episode)
-            collect_episode()
+        list(acted(collector(env_id, 1001), episodes))
     return {name: np.array(values) for name, values in rows.items()}
 
 
@@ -227,10 +219,9 @@ def occurrences(
         yield np.flatnonzero(counts), columns, move[counts]
 
 
-def compare(env_id: str, before: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, Any]]:
+def compare(env_id: str, before: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Iterator[dict[str, Any]]:
     """Of each part, how far it moves from `before` to `ours`, and how far from there `theirs` is; all [states, nq]."""
     model, _, _ = simulation(env_id)
-    rows = []
     for part in PARTS[env_id]:
         seen = list(occurrences(model, part, before, ours))
         move = np.concatenate([move for _, _, move in seen])
@@ -238,7 +229,7 @@ def compare(env_id: str, before: np.ndarray, ours: np.ndarray, theirs: np.ndarra
         if not move.size:
             continue
         difference = 1000 * np.concatenate(apart)
-        rows.append({
+        yield {
             "environment": env_id,
             "what": part.name,
             "number": difference.size,
@@ -246,8 +237,7 @@ def compare(env_id: str, before: np.ndarray, ours: np.ndarray, theirs: np.ndarra
             "median": np.median(difference),
             "95 %": np.quantile(difference, 0.95),
             "largest": difference.max(),
-        })  # fmt: skip
-    return rows
+        }
 
 
 def sample(env_id: str, states: States, number: int) -> States:
@@ -255,9 +245,8 @@ def sample(env_id: str, states: States, number: int) -> States:
     model, _, _ = simulation(env_id)
     rng, chosen = np.random.default_rng(0), []
     for part in PARTS[env_id]:
-        counting = np.concatenate(
-            [counts for counts, _, _ in occurrences(model, part, states["qpos"], states["after"])]
-        )
+        seen = occurrences(model, part, states["qpos"], states["after"])
+        counting = np.concatenate([counts for counts, _, _ in seen])
         share = min(number // len(PARTS[env_id]), counting.size)
         chosen.append(rng.choice(counting, share, replace=False))
     few = {name: values[np.concatenate(chosen)].astype(np.float32) for name, values in states.items()}
@@ -274,39 +263,23 @@ def subtasks(env_id: str, episodes: int) -> dict[str, list[float]]:
     def at_end(subtask: str, success: bool) -> None:
         done[f"oracle: {subtask} done, %"].append(100.0 * success)
 
-    collect_episode = collector(env_id, 401, at_end=at_end)
-    for episode in range(episodes):
-        np.random.seed(episode)
-        collect_episode()
+    list(acted(collector(env_id, 401, at_end=at_end), episodes))
     return dict(sorted(done.items()))
 
 
-def goals(env_id: str, episodes: int) -> dict[str, list[float]]:
+def goals(env_id: str, episodes: int) -> dict[str, list[int]]:
     """Goals that the maze's expert reaches in each episode of 1001 steps."""
-    counts: list[float] = []
-
-    def at_goal() -> None:
-        counts[-1] += 1
-
-    collect_episode = collector(env_id, 1001, at_goal=at_goal)
-    for episode in range(episodes):
-        np.random.seed(episode)
-        counts.append(0)
-        collect_episode()
-    return {"expert: goals an episode": counts}
+    return {"expert: goals an episode": goals_reached(resolve(env_id), episodes)}
 
 
 def scores(env_id: str, episodes: int) -> dict[str, list[float]]:
     """Normalised score of each of an Adroit expert's episodes."""
-    low, high = minari_data.REFERENCE_SCORES[adroit.hand_of(resolve(env_id))]
-    collect_episode, each = collector(env_id, 1001), []
-    for episode in range(episodes):
-        np.random.seed(episode)
-        each.append(100 * (collect_episode()["rewards"].sum() - low) / (high - low))
-    return {"expert: score": each}
+    low, high = minari_envs.REFERENCE_SCORES[hands.hand_of(resolve(env_id))]
+    returns = [episode["rewards"].sum() for episode in acted(collector(env_id, 1001), episodes)]
+    return {"expert: score": [100 * (each - low) / (high - low) for each in returns]}
 
 
-def outcomes(args: Args) -> Iterator[dict[str, Any]]:
+def outcomes(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
     """A row for each environment and whoever acts in it: mean, and its standard error."""
     arms, hands = ("cube-double", "scene", "puzzle-3x3"), (env_id for env_id in PARTS if env_id.endswith("expert"))
     for act, env_ids in ((subtasks, arms), (goals, ("antmaze-medium",)), (scores, hands)):
@@ -317,27 +290,10 @@ def outcomes(args: Args) -> Iterator[dict[str, Any]]:
                 yield {"environment": env_id, "what": what} | row
 
 
-def policies(args: Args) -> Iterator[dict[str, Any]]:
-    """A row for each run, likewise."""
-    for run in args.runs:
-        config = run_directory.read_config(run)
-        algorithm = algorithms.load(config["algorithm"])
-        (outcome,) = algorithm.main(algorithm.Args(evaluate=run, eval_episodes=args.episodes))
-        share = outcome.score / 100
-        yield {
-            "environment": EnvSpec(**config["environment"]).short_name,
-            "what": f"{algorithm.ALGORITHM}, data of {config['dataset']['versions']['mujoco']}, "
-            f"seed {config['args']['seed']}: success, %",
-            "number": args.episodes,
-            "mean": outcome.score,
-            "error": 100 * (share * (1 - share) / args.episodes) ** 0.5,
-        }
-
-
 # ---- Several versions ------------------------------------------------------------------------------------------------
 
 
-def steps(args: Args) -> Iterator[dict[str, Any]]:
+def steps(args: PhysicsArgs) -> Iterator[dict[str, Any]]:
     """A row for each part; the first version records the states, and leaves a few of them for the tests."""
     few, sampled = {}, args.folder / "sample.npz"
     for env_id in PARTS:
@@ -355,10 +311,10 @@ def steps(args: Args) -> Iterator[dict[str, Any]]:
         np.savez_compressed(sampled, version=mujoco_versions.installed(), **few)
 
 
-MEASUREMENTS = {"steps": steps, "outcomes": outcomes, "policies": policies}
+MEASUREMENTS = {"steps": steps, "outcomes": outcomes}
 
 
-def measure(args: Args) -> None:
+def measure(args: PhysicsArgs) -> None:
     """With the MuJoCo that is imported; CSV files in a folder of its version. What is there stands."""
     version = mujoco_versions.installed()
     for name, rows in MEASUREMENTS.items():
@@ -369,47 +325,36 @@ def measure(args: Args) -> None:
 
 def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """A CSV file, numbers with three digits, and none beyond the sixth decimal."""
-    if not rows:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: f"{round(x, 6):.3g}" if isinstance(x, float) else x for name, x in row.items()})
+    cells = ([f"{round(x, 6):.3g}" if isinstance(x, float) else x for x in row.values()] for row in rows)
+    basics.write_csv(path, rows[0], cells)
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none of one that is not there."""
-    if not path.exists():
-        return []
+    """The rows of a CSV file."""
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
 def render(folder: pathlib.Path) -> None:
     """table.md from the CSV files."""
-    each = {name: read(folder / f"{name}.csv") for name in MEASUREMENTS}
-    text = [
-        tabulate_versions(rows, index, cell)
-        for rows, index, cell in (
-            (each["steps"], ("environment", "what", "number", "moves"), "{median} / {95 %} / {largest}"),
-            (each["outcomes"] + each["policies"], ("environment", "what"), "{mean} ± {error} ({number})"),
-        )
-    ]
-    (folder / "table.md").write_text("\n\n".join(text) + "\n")
+    index = ("environment", "what", "number", "moves")
+    of_steps = tabulate_versions(read(folder / "steps.csv"), index, "{median} / {95 %} / {largest}")
+    of_episodes = tabulate_versions(read(folder / "outcomes.csv"), index[:2], "{mean} ± {error} ({number})")
+    (folder / "table.md").write_text(f"{of_steps}\n\n{of_episodes}\n")
 
 
 def tabulate_versions(rows: list[dict[str, str]], index: tuple[str, ...], cell: str) -> str:
     """Markdown with a column for each version."""
     versions = list(dict.fromkeys(row["version"] for row in rows))
-    cells = {(*(row[name] for name in index), row["version"]): cell.format(**row) for row in rows}
-    lines = dict.fromkeys(tuple(row[name] for name in index) for row in rows)
-    body = [[*line, *(cells.get((*line, version), "-") for version in versions)] for line in lines]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        line = tuple(row[name] for name in index)
+        lines.setdefault(line, dict.fromkeys(versions, "-"))[row["version"]] = cell.format(**row)
+    body = [[*line, *cells.values()] for line, cells in lines.items()]
     return tabulate(body, [*index, *versions], tablefmt="github", disable_numparse=True)
 
 
-def main(args: Args) -> None:
+def main(args: PhysicsArgs) -> None:
     """Measure with each version, in a process that sees it before any other."""
     if args.measure:
         return measure(args)
@@ -428,4 +373,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(PhysicsArgs)))

@@ -1,15 +1,14 @@
 """Make every figure and table of results/ again, from the raw CSV files beside them.
 
-python results/make.py
+python results/experiments/make.py
 """
 
 import dataclasses
 import pathlib
 
-import tyro
-
 import accelerator
 import antmaze
+import basics
 import candidates
 import mechanism
 import physics
@@ -19,38 +18,38 @@ import table
 import toy
 from common.errors import exit_in_one_line
 
-HERE = pathlib.Path(__file__).parent
+import tyro
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class MakeArgs:
     """Make every figure and table of results/ again, from the raw CSV files beside them."""
 
-    folder: pathlib.Path = HERE
+    folder: pathlib.Path = basics.RESULTS
     """Folder with the raw files; what is made from them is written into it."""
 
 
-def main(args: Args) -> None:
+def main(args: MakeArgs) -> None:
     """One experiment after the other."""
     comparison = args.folder / "comparison"
-    plot.main(plot.Args((comparison,), comparison / "updates"))
-    plot.main(plot.Args((comparison,), comparison / "minutes", x="minutes"))
-    table.main(table.Args((comparison,), comparison / "table"))
+    plot.main(plot.PlotArgs((comparison,), comparison / "updates"))
+    plot.main(plot.PlotArgs((comparison,), comparison / "minutes", x="minutes"))
+    table.main(table.TableArgs((comparison,), comparison / "table"))
     for folder in (args.folder / name for name in ("d4rl", "adroit", "scene")):
-        plot.main(plot.Args((folder,), folder / "updates"))
-        table.main(table.Args((folder,), folder / "table"))
+        plot.main(plot.PlotArgs((folder,), folder / "updates"))
+        table.main(table.TableArgs((folder,), folder / "table"))
     hammer = sorted(args.folder.glob("adroit/*-hammer-*"))
-    plot.main(plot.Args((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
+    plot.main(plot.PlotArgs((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
     for folder in ("quick-start", "online", "antmaze"):
-        plot.main(plot.Args((args.folder / folder,), args.folder / folder / "updates"))
+        plot.main(plot.PlotArgs((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
-    candidates.main(candidates.Args(args.folder / "candidates"))
+    candidates.main(candidates.CandidateArgs(args.folder / "candidates"))
     cube = args.folder / "cube-single"
-    candidates.main(candidates.Args(cube, metrics=("score", "pairwise_distance", "bc_loss")))
-    plot.main(plot.Args((cube / "all-tasks" / "drol-task1", *sorted(cube.glob("task1-k*"))), cube / "task1"))
-    plot.main(plot.Args((cube / "all-tasks",), cube / "updates"))
-    table.main(table.Args((cube / "all-tasks",), cube / "table"))
+    candidates.main(candidates.CandidateArgs(cube, metrics=("score", "pairwise_distance", "bc_loss")))
+    plot.main(plot.PlotArgs((cube / "all-tasks" / "drol-task1", *sorted(cube.glob("task1-k*"))), cube / "task1"))
+    plot.main(plot.PlotArgs((cube / "all-tasks",), cube / "updates"))
+    table.main(table.TableArgs((cube / "all-tasks",), cube / "table"))
     toy.render(args.folder / "toy")
     mechanism.render(args.folder / "mechanism")
     for file in (args.folder / "speed").glob("*.csv"):
@@ -60,4 +59,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(Args)))
+    exit_in_one_line(lambda: main(tyro.cli(MakeArgs)))

@@ -3,21 +3,31 @@
 import concurrent.futures
 import multiprocessing
 import os
+import pathlib
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+
+from common.errors import UserError
+from common.processes import available_cores, check_locks
+from common.signals import interrupt_event, starting_workers
 
 import numpy as np
 import tqdm
 
-from common.errors import UserError
-from common.processes import check_locks
-from common.signals import interrupt_event, starting_workers
-
 Episode = dict[str, np.ndarray]
+STEPS_A_SECOND = 450  # of one core, for announcing how long a collection will take
 
 
 def collect_episodes(
-    make_collector: Callable[[], Callable[[], Episode]], total: int, *, seed: int, workers: int, episode_steps: int
+    make_collector: Callable[[], Callable[[], Episode]],
+    total: int,
+    episode_steps: int,
+    *,
+    seed: int,
+    workers: int | None,
+    path: pathlib.Path,
+    hint: str,
 ) -> list[Episode]:
     """Collect episodes in worker processes, in order; episode i is the same whoever collects it.
 
@@ -25,25 +35,50 @@ def collect_episodes(
         make_collector: called once in each process, returns what collects one episode with what NumPy's global
             generator is seeded to.
         total: episodes.
+        episode_steps: steps of an episode at most.
         seed: seed of the collection; each episode has one of its own that follows from it.
-        workers: processes.
-        episode_steps: steps of an episode at most, for the progress bar.
+        workers: processes; one for each core if None.
+        path: where they are to be written, for people.
+        hint: what they are, and how to have fewer.
 
     Raises:
-        UserError: a process died, or none can be started.
+        UserError: a number below one; a process died, or none can be started.
         KeyboardInterrupt: Ctrl-C.
     """
+    workers = available_cores() if workers is None else workers
+    if total < 1 or workers < 1 or seed < 0:
+        raise UserError(f"cannot collect {total} episodes with {workers} workers and seed {seed}: too small")
     check_locks("make room there")
-    collected: list[Episode] = []
-    progress = tqdm.tqdm(
-        total=total * episode_steps, unit="step", unit_scale=True, desc="collecting", smoothing=0.05, mininterval=1
-    )
+    workers, steps, start = min(workers, total), total * episode_steps, time.monotonic()
+    processes = "1 process" if workers == 1 else f"{workers} processes"
+    duration = _duration(steps / (workers * STEPS_A_SECOND))
+    size = f"{total} episodes of {episode_steps} steps with {processes}, about {duration}"
+    print(f"collecting {path}: {size} ({hint})", flush=True)
+    with tqdm.tqdm(
+        total=steps, unit="step", unit_scale=True, desc="collecting", smoothing=0.05, mininterval=1
+    ) as progress:
+        collected = []
+        for episode in _in_processes(make_collector, total, seed, workers):
+            collected.append(episode)
+            progress.update(episode_steps)
+    seconds = time.monotonic() - start
+    print(f"collected {steps:,} transitions in {_duration(seconds)} ({steps / seconds:.0f} a second)", flush=True)
+    return collected
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+def _in_processes(
+    make_collector: Callable[[], Callable[[], Episode]], total: int, seed: int, workers: int
+) -> Iterator[Episode]:
+    """Episodes as they come, in order."""
     # Workers are spawned: forking a process in which JAX has started threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (make_collector,)) as pool,
         interrupt_event() as interrupted,
-        progress,
     ):
         try:
             # Not pool.map: it cancels what is left when interrupted, which a pool that breaks afterwards stumbles over.
@@ -54,8 +89,7 @@ def collect_episodes(
                     concurrent.futures.wait([episode], timeout=0.2)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
-                collected.append(episode.result())
-                progress.update(episode_steps)
+                yield episode.result()
             if interrupted.is_set():
                 raise KeyboardInterrupt
         except concurrent.futures.process.BrokenProcessPool as error:
@@ -64,7 +98,6 @@ def collect_episodes(
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    return collected
 
 
 # In the worker processes: an environment and its oracles for the life of the process, one call an episode.

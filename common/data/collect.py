@@ -1,0 +1,203 @@
+"""Collects data sets on this machine: OGBench's with scripted oracles or an ant, Adroit's with trained hands.
+
+    python -m common.data.collect --env-id cube-double --episodes 1000
+
+The recipe (environments, oracles, noise, episode counts and lengths, file format) is OGBench's own (Park et al., 2025,
+appendix D and the data generation scripts of its repository). Episodes are independent and each has its own seed, so
+the data does not depend on how many processes collected it.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from importlib import metadata
+
+from common import command_line, minari_envs, mujoco_versions
+from common.data import experts, hands, recipes
+from common.data.episodes import Episode, collect_episodes
+from common.env_ids import EnvSpec, resolve
+from common.errors import UserError, exit_in_one_line, expanded
+from common.files import check_folder, found, found_or_made, sha256, write_whole
+
+import numpy as np
+
+BYTES_A_STEP = 400  # at most, compressed
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Collect an OGBench data set in the official file format, or an Adroit expert's as a Minari data set."""
+
+    env_id: str
+    """Environment, e.g. cube-double, scene-noisy, pointmaze-large-stitch, door-expert. Its task does not matter."""
+    episodes: int | None = None
+    """Training episodes; OGBench's own number if unset, 100 of a hand (pen: 300). A tenth as many validation episodes
+    come on top, but not of a hand."""
+    seed: int = 0
+    """Seed of the collection."""
+    workers: int | None = None
+    """Worker processes; one for each CPU core if unset."""
+    dataset_dir: pathlib.Path = pathlib.Path("~/.ogbench/data")
+    """Folder for the files, named so as to tell them from the official ones. (Hands: MINARI_DATASETS_PATH.)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Number of training episodes and their length in steps."""
+
+    episodes: int
+    episode_steps: int
+
+
+def official_size(spec: EnvSpec) -> Size:
+    """The size of OGBench's own data set (Park et al., 2025, appendix D).
+
+    Raises:
+        UserError: the environment has no scripted oracle.
+    """
+    check_collectable(spec)
+    if spec.dataset_type == "stitch":
+        return Size(5000, 201)
+    if spec.dataset_type == "explore":
+        return Size(10_000, 501)
+    if spec.env_name in ("pointmaze-giant", "antmaze-giant"):
+        return Size(500, 2001)
+    if spec.env_name in ("cube-triple", "puzzle-4x5"):
+        return Size(3000, 1001)
+    if spec.env_name in ("cube-quadruple", "puzzle-4x6"):
+        return Size(5000, 1001)
+    return Size(1000, 1001)
+
+
+def is_collectable(spec: EnvSpec) -> bool:
+    """Whether there is somebody to act: ogbench's scripted oracles, the trained ant, a trained hand."""
+    prefixes = ("cube", "scene", "puzzle", "pointmaze", "antmaze")
+    # No recipe is published for eight cubes.
+    has_oracle = spec.suite == "ogbench" and spec.env_name.startswith(prefixes) and spec.env_name != "cube-octuple"
+    return has_oracle or hands.is_collectable(spec)
+
+
+def check_collectable(spec: EnvSpec) -> None:
+    """Raises `UserError` where nobody acts."""
+    if is_collectable(spec):
+        return
+    if spec.suite == "d4rl":
+        problem = "is a Minari data set, which cannot be collected here (the Adroit hands' expert sets can)"
+        raise UserError(f"{spec.name} {problem}")
+    raise UserError(
+        f"{spec.name}: no oracle collects this data (there are some for cube, scene, puzzle and the point and ant "
+        "mazes); supply the official file with --dataset-path or in --dataset-dir"
+    )
+
+
+def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path | None, episodes: int | None, seed: int) -> pathlib.Path:
+    """What is collected here. It has neither the official name, nor that of what another physics makes."""
+    if hands.is_collectable(spec):
+        return minari_envs.local_path(hands.dataset_id(spec, episodes, seed))
+    episodes = official_size(spec).episodes if episodes is None else episodes
+    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-seed{seed}{mujoco_versions.suffix(spec)}.npz"
+
+
+def collect_data(
+    spec: EnvSpec,
+    dataset_dir: pathlib.Path | None,
+    *,
+    episodes: int | None = None,
+    val_episodes: int = 0,
+    seed: int = 0,
+    workers: int | None = None,
+) -> pathlib.Path:
+    """Collect a data set, unless it is there: of several processes one collects, and the others wait for it.
+
+    Args:
+        spec: environment.
+        dataset_dir: folder for NAME.npz, NAME-val.npz (if there are validation episodes) and NAME.json, its provenance.
+            (Of a hand a Minari data set is made, where Minari keeps its own.)
+        episodes: training episodes; OGBench's own number if None, 100 of a hand (pen: 300).
+        val_episodes: validation episodes of OGBench, collected after the training ones.
+        seed: seed of the collection.
+        workers: worker processes; one for each core if None.
+
+    Returns:
+        The training file, or Minari's folder.
+
+    Raises:
+        UserError: nobody acts in this environment, a size below one, or the files cannot be written.
+    """
+    check_collectable(spec)
+    path = collected_path(spec, dataset_dir, episodes, seed)
+    val_path = path.with_name(f"{path.stem}-val.npz")
+
+    def find() -> pathlib.Path | None:
+        return found(path) if val_episodes == 0 or val_path.is_file() else None
+
+    def make() -> pathlib.Path:
+        if hands.is_collectable(spec):
+            return hands.make_set(spec, path, episodes=episodes, seed=seed, workers=workers)
+        return _make_files(spec, path, val_path, episodes, val_episodes, seed, workers)
+
+    return found_or_made(path, find, make)
+
+
+def _make_files(
+    spec: EnvSpec,
+    path: pathlib.Path,
+    val_path: pathlib.Path,
+    episodes: int | None,
+    val_episodes: int,
+    seed: int,
+    workers: int | None,
+) -> pathlib.Path:
+    """Those of an OGBench data set."""
+    size = official_size(spec)
+    episodes = size.episodes if episodes is None else episodes
+    total, steps = episodes + val_episodes, size.episode_steps
+    check_folder(path.parent, total * steps * BYTES_A_STEP)
+    fewer = "--collect-episodes N, or --episodes N of python -m common.data.collect"
+    hint = f"official size: {size.episodes} episodes; fewer: {fewer}"
+    act = recipes.maze if "maze" in spec.env_name else recipes.manipulation
+    make_collector = functools.partial(act, spec, steps)
+    collected = collect_episodes(make_collector, total, steps, seed=seed, workers=workers, path=path, hint=hint)
+    provenance = {
+        "source": "collected",
+        "episodes": episodes,
+        "episode_steps": steps,
+        "official_episodes": size.episodes,
+        "seed": seed,
+        "oracle": describe_oracle(spec),
+        "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
+    }
+    splits = {val_path: collected[episodes:], path: collected[:episodes]}  # last the one that is looked for
+    for split_path, split in splits.items():
+        if split:
+            arrays = {key: np.concatenate([episode[key] for episode in split]) for key in split[0]}
+            write_whole(split_path, functools.partial(_write_with_provenance, arrays, path, provenance))
+    return path
+
+
+def describe_oracle(spec: EnvSpec) -> str:
+    """Who acted, for the provenance of a data set."""
+    if spec.env_name.startswith("antmaze"):
+        return f"trained ant ({experts.describe('ant')}), directed by the ogbench package's oracle"
+    return "scripted oracles of the ogbench package"
+
+
+def _write_with_provenance(arrays: Episode, path: pathlib.Path, provenance: dict, temporary: pathlib.Path) -> None:
+    """Fill a data file that has no name yet, and describe it in PATH.json before it gets one."""
+    np.savez_compressed(temporary, **arrays)
+    text = json.dumps({**provenance, "sha256": sha256(temporary)}, indent=2) + "\n"
+    write_whole(path.with_suffix(".json"), lambda json_file: json_file.write_text(text))
+
+
+def main(args: Args) -> None:
+    """Collect the training and the validation file of one environment; of an Adroit hand the Minari data set."""
+    spec, val_episodes = resolve(args.env_id), 0
+    if not hands.is_collectable(spec):
+        val_episodes = max((official_size(spec).episodes if args.episodes is None else args.episodes) // 10, 0)
+    sizes = {"episodes": args.episodes, "val_episodes": val_episodes}
+    collect_data(spec, expanded(args.dataset_dir), **sizes, seed=args.seed, workers=args.workers)
+
+
+if __name__ == "__main__":
+    exit_in_one_line(lambda: main(command_line.read(Args, prog="python -m common.data.collect")))

@@ -1,0 +1,201 @@
+"""Where a data set comes from: found, downloaded, or collected here; and how a run's config records that."""
+
+import contextlib
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+from common import actions, minari_envs, mujoco_versions
+from common.arguments import RunArgs
+from common.data import collect, minari_sets, ogbench_npz, own_npz
+from common.env_ids import EnvSpec
+from common.envs import make_evaluation_env, try_out
+from common.errors import UserError, describe_os_error, expanded
+from common.files import found, found_or_made, sha256, write_whole
+from common.replay import Dataset
+
+import tqdm
+
+OFFICIAL_SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+MIRROR = "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main"
+KNOWN_SHA256 = {
+    "cube-double-play-v0.npz": "a73d1a33d029cedb8bc170ef94791ec585fa2d9450096f4f2a02b8cfbcf608c9",
+    "cube-double-play-v0-val.npz": "b1fcdf4bd40750351a58d0d491d6be198366ce898f0c6a2e4cb5db331966013e",
+}
+DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down for weeks at a time
+SLOW_AFTER_S, SLOW_BYTES_A_SECOND = 60, 20_000  # a download that is slower than that after so long is given up
+SOURCES = ("official", "mirror", "collected")
+Provenance = dict[str, Any]
+
+
+def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
+    """Find, download or collect the data set of an environment, check it and relabel it for the task.
+
+    Args:
+        spec: environment and task.
+        args: `dataset_path` is read and no other, if given; else `data_source`, `dataset_dir`, `collect_episodes` and
+            `collect_workers` say where from. `own_rewards` are taken from a file instead of computing the task's.
+
+    Returns:
+        The data set (NumPy arrays, float32) and where it came from.
+
+    Raises:
+        UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
+    """
+    is_minari = spec.suite == "d4rl"
+    if args.own_rewards and spec.suite != "ogbench":
+        raise UserError(f"--own-rewards is for OGBench's environments, not for {spec.name}")
+    if args.dataset_path is not None:
+        path = expanded(args.dataset_path)
+        if is_minari and not (path / "data").is_dir():
+            raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
+        if not is_minari and not path.is_file():
+            raise UserError(f"--dataset-path {path}: no such file")
+    elif spec.suite == "gymnasium":
+        raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
+    else:
+        path = locate(spec, args)
+    if spec.suite == "ogbench":
+        return ogbench_npz.read(spec, path, args.own_rewards), provenance(path)
+    rescaled = _try_out(spec, path)
+    if is_minari:
+        return minari_sets.read(spec, path), minari_sets.provenance(path) | rescaled
+    return own_npz.read(spec, path), provenance(path) | rescaled
+
+
+def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
+    """Try the environment out before its data is read; of actions that are rescaled, the bounds."""
+    with contextlib.closing(make_evaluation_env(spec, path)) as env:
+        try_out(env)
+        if env.action_bounds is None:
+            return {}
+        bounds = actions.describe(env.action_bounds)
+    print(f"note: actions of {spec.name} lie in {bounds}: learned in [-1, 1], and rescaled to act", flush=True)
+    return {"action_bounds": env.action_bounds}
+
+
+def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
+    """The data set's file, or Minari's folder, in the first place that has it; each step is announced in one line."""
+    may_collect = args.data_source == "auto" and collect.is_collectable(spec)
+    folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari has its own
+
+    def collect_here() -> pathlib.Path:
+        return collect.collect_data(spec, folder, episodes=args.collect_episodes, workers=args.collect_workers)
+
+    if args.data_source == "collect":
+        return collect_here()
+    original = folder / f"{spec.dataset_name}.npz" if folder else minari_envs.local_path(spec.name)
+
+    def find() -> pathlib.Path | None:
+        there = found(original)
+        if there or not may_collect:
+            return there
+        collected = collect.collected_path(spec, folder, args.collect_episodes, seed=0)
+        return found(collected, " (the original data instead: --data-source download)")
+
+    def make() -> pathlib.Path:
+        try:
+            return _download(spec, original) if folder else minari_sets.download(spec, original)
+        except UserError as error:
+            if not may_collect:
+                raise
+            print(f"data: {str(error).split(';')[0]}", flush=True)
+            return collect_here()
+
+    return found_or_made(original, find, make)
+
+
+def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
+    """Download an OGBench file, check that it is the environment's data, and only then give it its name.
+
+    Raises:
+        UserError: no server has it, or it cannot be written.
+    """
+    import requests
+
+    for name, server in (("official", OFFICIAL_SERVER), ("mirror", MIRROR)):
+        try:
+            write_whole(path, functools.partial(_fetch, spec, name, f"{server}/{path.name}", path))
+            print(f"data: downloaded {server}/{path.name}", flush=True)
+            return path
+        except requests.exceptions.HTTPError as error:
+            problem = f"HTTP status {error.response.status_code}"
+        except requests.exceptions.Timeout:
+            problem = "no answer in time"
+        except requests.exceptions.RequestException as error:
+            problem = f"no connection ({type(error).__name__})"
+        except UserError:
+            problem = "what arrived is damaged, or not the expected data"
+        except OSError as error:
+            raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
+        print(f"data: {name} {server}: {problem}", flush=True)
+    other = "collect it: --data-source collect"
+    if not collect.is_collectable(spec):
+        other = "name it with --dataset-path: no oracle collects this data"
+    raise UserError(f"could not download {path.name}; put it into {path.parent}, or {other}")
+
+
+def _fetch(spec: EnvSpec, source: str, url: str, path: pathlib.Path, temporary: pathlib.Path) -> None:
+    """Fill and check the file that is to become `path`, and write its provenance.
+
+    Raises:
+        requests.exceptions.RequestException: it does not come, or only trickles: no read ever times out then.
+        UserError: it is not what was expected.
+    """
+    import requests
+
+    with requests.get(url, stream=True, timeout=DOWNLOAD_TIMEOUT_S) as response, temporary.open("wb") as file:
+        response.raise_for_status()
+        size, begun = int(response.headers.get("Content-Length", 0)) or None, time.monotonic()
+        with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
+            for chunk in response.iter_content(2**16):
+                bar.update(file.write(chunk))
+                if (passed := time.monotonic() - begun) > SLOW_AFTER_S and bar.n < passed * SLOW_BYTES_A_SECOND:
+                    raise requests.exceptions.Timeout
+    digest = sha256(temporary)
+    if digest != KNOWN_SHA256.get(path.name, digest):
+        raise UserError(f"{url}: its SHA-256 is not the official file's")
+    ogbench_npz.read(spec, temporary)  # most official files have no published checksum
+    text = json.dumps({"source": source, "url": url, "sha256": digest}, indent=2) + "\n"
+    write_whole(path.with_suffix(".json"), lambda json_file: json_file.write_text(text))
+
+
+def provenance(path: pathlib.Path) -> Provenance:
+    """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
+    origin: Provenance = {"path": str(path.absolute()), "sha256": sha256(path)}
+    return _source(path, origin["sha256"]) | origin
+
+
+def _source(path: pathlib.Path, digest: str) -> Provenance:
+    """What is known of how a data file was made."""
+    of_2024 = {"versions": {"mujoco": mujoco_versions.OFFICIAL_MUJOCO}}
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(path.with_suffix(".json").read_text())
+        if isinstance(record, dict) and record.get("sha256") == digest and record.get("source") in SOURCES:
+            return record if record["source"] == "collected" else record | of_2024
+    known = KNOWN_SHA256.get(path.name)
+    if known == digest:
+        return {"source": "official"} | of_2024
+    if known is not None:
+        print(f"warning: {path} is not the official file of that name: its SHA-256 differs", flush=True)
+    return {"source": "file"}
+
+
+def describe_source(origin: Provenance) -> str:
+    """For people: 'collected: 300 (official: 1000) episodes, seed 0'."""
+    if origin["source"] == "collected" and "policy" in origin:
+        return f"collected: {origin['episodes']} episodes of a policy trained with DROL, seed {origin['seed']}"
+    if origin["source"] == "collected":
+        return (
+            f"collected: {origin['episodes']} (official: {origin['official_episodes']}) episodes, seed {origin['seed']}"
+        )
+    if origin["source"] == "minari":
+        return f"Minari: {origin['dataset']}, {origin['episodes']} episodes"
+    return origin["source"]
+
+
+def describe(origin: Provenance) -> str:
+    """For people: 'collected: 300 (official: 1000) episodes, seed 0 (/data/...npz)'."""
+    return f"{describe_source(origin)} ({origin['path']})"
