@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from common import algorithms, mujoco_versions
 from common.arguments import RunArgs, in_their_types
@@ -15,7 +15,8 @@ from common.roles import Role, with_role
 RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "versions")
 
 
-class Identity(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Identity:
     """Of a run of one seed."""
 
     algorithm: str

@@ -15,7 +15,7 @@ from common.errors import UserError, describe_os_error
 from common.run_directory import read_config
 from common.scores import evaluations_in_score, headline_steps, score_metric, scores
 from common.tables import Row, read_table
-from identity import describe_value, identify
+from identity import Identity, describe_value, identify
 from published import group_of
 
 import numpy as np
@@ -27,13 +27,12 @@ def natural(name: str) -> list[str | int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Identity):
     """One run of one seed.
 
     Attributes:
         path: its folder.
         name: the same, as it was given.
-        algorithm, settings, budget, size, script, common: see `Identity`.
         spec: environment and task.
         task: 'cube-double' for the default task by any name, else 'cube-double-task3'.
         seed: seed.
@@ -49,12 +48,6 @@ class Run:
 
     path: pathlib.Path
     name: str
-    algorithm: str
-    settings: dict[str, Any]
-    budget: dict[str, str]
-    size: str
-    script: str
-    common: str
     spec: EnvSpec
     task: str
     seed: int
@@ -189,12 +182,10 @@ def read(paths: list[pathlib.Path]) -> Comparison:
 def _notes_on(comparison: Comparison) -> list[str]:
     """What is not the paper's, not finished, or unlike."""
     notes = []
-    for size in sorted({run.size for run in comparison.runs if run.size}):
-        of = ", ".join(sorted({run.task for run in comparison.runs if run.size == size}))
-        notes.append(f"not the paper's size: {size} ({of})")
-    for unlike in sorted({run.unlike for run in comparison.runs if run.unlike}):
-        of = ", ".join(sorted({run.task for run in comparison.runs if run.unlike == unlike}))
-        notes.append(f"{unlike} ({of})")
+    for attribute, words in (("size", "not the paper's size: "), ("unlike", "")):
+        for value in sorted({getattr(run, attribute) for run in comparison.runs} - {"", None}):
+            of = ", ".join(sorted({run.task for run in comparison.runs if getattr(run, attribute) == value}))
+            notes.append(f"{words}{value} ({of})")
     few = collections.defaultdict(list)
     for task, methods in comparison.tasks.items():
         for method, members in methods.items():
@@ -259,14 +250,13 @@ def _read_run(path: pathlib.Path, name: str, notes: list[str]) -> Run:
         args["hidden_sizes"]
         mujoco = config["versions"].get("mujoco")
         is_default = spec.suite == "d4rl" or spec.task_number == dataclasses.replace(spec, task=None).task_number
-        identity = identify(config)
         if config["algorithm"] not in algorithms.names():
             missing = f"there is no {config['algorithm']}.py here"
             notes.append(f"{name}: {missing}, so its settings are not compared with the paper's")
         run = Run(
             path=path,
             name=name,
-            **identity._asdict(),
+            **vars(identify(config)),
             spec=spec,
             task=(dataclasses.replace(spec, task=None) if is_default else spec).short_name,
             seed=args["seed"],

@@ -138,6 +138,7 @@ def grid(args: SweepArgs, passed_on: list[str]) -> list[Method]:
             told = [f"{choice[n][0][2:]}{'x'.join(choice[n][1:])}" for n in sorted(choice) if n not in unnamed]
             name = "-".join([algorithm, spec.short_name, *k, *told])
             data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
+            fetched = ("--env-id", data_set, *itertools.chain(*map(choice.get, of_data)))
             methods[name] = Method(
                 name=name,
                 task=spec.short_name,
@@ -145,9 +146,7 @@ def grid(args: SweepArgs, passed_on: list[str]) -> list[Method]:
                 options=("--env-id", spec.name, *options),
                 updates=settings.offline_steps + settings.online_steps,
                 settings=", ".join(f"{name} {getattr(settings, name)} ({origins[name]})" for name in origins),
-                data=("--env-id", data_set, *itertools.chain(*map(choice.get, of_data)))
-                if settings.dataset_path is None
-                else (),
+                data=fetched if settings.dataset_path is None else (),
                 seeds=args.seeds,
                 seeds_per_job=args.seeds_per_job,
             )
@@ -272,12 +271,11 @@ def _submitted(sweep: pathlib.Path) -> dict[str, str]:
 def seconds_left(standing: Standing) -> dict[Method, float | None]:
     """Of a device, by time.csv of the method's runs, or else of its script's; None where there is none."""
     rates = collections.defaultdict(list)  # seconds that an update of one seed takes
-    for method, jobs in standing.items():
-        for run in (run for job in jobs for run in job.runs):
-            if row := last_row(run, "time"):
-                rate = row["time/seconds"] / row["step"] / len(config_of(run)["seeds_together"])
-                rates[method.name].append(rate)
-                rates[method.script].append(rate)
+    for method, run in ((method, run) for method, jobs in standing.items() for job in jobs for run in job.runs):
+        if row := last_row(run, "time"):
+            rate = row["time/seconds"] / row["step"] / len(config_of(run)["seeds_together"])
+            rates[method.name].append(rate)
+            rates[method.script].append(rate)
     left = {}
     for method, jobs in standing.items():
         to_do = [run for job, state in jobs.items() if state != "done" for run in job.runs]
@@ -312,17 +310,11 @@ def describe(standing: Standing) -> tuple[list[tuple[str, ...]], str]:
         seeds = collections.Counter(state for job, state in jobs.items() for _ in job.runs)
         scores = [score for run in of_method if (score := score_so_far(run)) is not None]
         seconds = left[method]
-        rows.append(
-            (
-                method.task,
-                method.name.replace(f"-{method.task}", "", 1),
-                _counts(seeds),
-                f"{sum(map(updates_of, of_method)) / len(of_method):,.0f} of {method.updates:,}",
-                f"{sum(scores) / len(scores):.1f} ({len(scores)} seeds)" if scores else "",
-                "unknown" if seconds is None else duration(seconds) if seconds else "",
-                method.settings,
-            )
-        )
+        name, updates = method.name.replace(f"-{method.task}", "", 1), sum(map(updates_of, of_method)) / len(of_method)
+        score = f"{sum(scores) / len(scores):.1f} ({len(scores)} seeds)" if scores else ""
+        time_left = "unknown" if seconds is None else duration(seconds) if seconds else ""
+        progress = f"{updates:,.0f} of {method.updates:,}"
+        rows.append((method.task, name, _counts(seeds), progress, score, time_left, method.settings))
     states = collections.Counter(state for jobs in standing.values() for state in jobs.values())
     known = [seconds for seconds in left.values() if seconds is not None]
     unknown = f", and {len(left) - len(known)} methods of scripts that never ran" if len(known) < len(left) else ""
@@ -331,9 +323,8 @@ def describe(standing: Standing) -> tuple[list[tuple[str, ...]], str]:
     elif not any(known):
         estimate = "no estimate of device hours yet: no run has a time.csv"
     else:
-        estimate = (
-            f"about {sum(known) / 3600:.3g} device hours are left{unknown} (an estimate, by time.csv of its runs)"
-        )
+        hours = f"{sum(known) / 3600:.3g} device hours"
+        estimate = f"about {hours} are left{unknown} (an estimate, by time.csv of its runs)"
     return rows, f"{len(standing)} methods, {sum(states.values())} jobs: {_counts(states)}; {estimate}"
 
 

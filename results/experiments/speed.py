@@ -183,49 +183,37 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callabl
     """
     if jax.default_backend() != "cpu":
         return {}
-    in_size = OBSERVATION_DIM + ACTION_DIM
-    rng = np.random.default_rng(0)
+    key, rng = jax.random.key(0), np.random.default_rng(0)
+    state = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, key)
+    batch = take_batch(random_dataset(), np.arange(args.batch_size))
+    noise = algorithm.sample_noise(args, ACTION_DIM, key)
+    update = jax.make_jaxpr(algorithm.update, static_argnums=0)(args, state, batch, noise)
+    factors = [
+        (rng.normal(size=(rows, depth)).astype(np.float32), rng.normal(size=(depth, columns)).astype(np.float32))
+        for rows, depth, columns in shapes_of_products(update.jaxpr)
+    ]
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
+    def multiply(factors: list[tuple[Any, Any]]) -> list:
+        return [left @ right for left, right in factors]
 
-    def network(out_size: int, in_size: int = in_size) -> list[np.ndarray]:
-        sizes = (in_size, *args.hidden_sizes, out_size)
-        return [0.05 * normal(fan_out, fan_in) for fan_in, fan_out in itertools.pairwise(sizes)]
+    compiled, on_device = jax.jit(multiply), jax.device_put(factors)
+    return {"XLA": lambda: compiled(on_device), "NumPy": lambda: multiply(factors)}
 
-    def forward(net: list, x: Any) -> list:
-        return list(itertools.accumulate(net, lambda x, weight: x @ weight.T, initial=x))
 
-    def backward(net: list, tape: list, *, parameters: bool, inputs: bool) -> list:
-        products, grad = [], tape[-1]
-        for index in reversed(range(len(net))):
-            if parameters:
-                products.append(grad.T @ tape[index])
-            if inputs or index > 0:
-                grad = grad @ net[index]
-        return [*products, grad]
-
-    def fit(net: list, x: Any) -> list:
-        return backward(net, forward(net, x), parameters=True, inputs=False)
-
-    def products(actor: list, flow: list, critics: list, targets: list, x: Any, extra: Any) -> list:
-        # Different inputs everywhere: equal products would be computed once.
-        results = [forward(actor, x + 1)[-1], *fit(actor, x)]  # next action; the actor's own step
-        if algorithm is drol:
-            results.append(forward(actor, extra)[-1])  # routing: `extra` are the candidates
-        else:
-            results += [*fit(flow, extra), *(forward(flow, extra + i)[-1] for i in range(1, args.flow_steps + 1))]
-        for critic, target in zip(critics, targets, strict=True):
-            results += [forward(target, x + 1)[-1], *fit(critic, x)]  # Bellman error
-            results += backward(critic, forward(critic, x + 2), parameters=False, inputs=True)  # improvement
-        return results
-
-    rows = args.batch_size * args.num_candidates if algorithm is drol else args.batch_size
-    extra = normal(rows, in_size if algorithm is drol else in_size + 1)
-    nets = network(ACTION_DIM), network(ACTION_DIM, in_size + 1), [network(1), network(1)], [network(1), network(1)]
-    inputs = (*nets, normal(args.batch_size, in_size), extra)
-    compiled, on_device = jax.jit(products), jax.device_put(inputs)
-    return {"XLA": lambda: compiled(*on_device), "NumPy": lambda: products(*inputs)}
+def shapes_of_products(jaxpr: Any) -> Iterator[tuple[int, int, int]]:
+    """Rows, depth and columns of each matrix product; of a stack of products each counts."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (stacked, _) = equation.params["dimension_numbers"]
+            left, right = (variable.aval.shape for variable in equation.invars)
+            number, depth = (math.prod(left[axis] for axis in axes) for axes in (stacked, contracted))
+            rows, columns = (math.prod(shape) // number // depth for shape in (left, right))
+            yield from number * [(rows, depth, columns)]
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)  # of a closed one
+            if hasattr(inner, "eqns"):
+                yield from times * list(shapes_of_products(inner))
 
 
 def median_seconds(function: Callable[[], Any]) -> float:
@@ -348,8 +336,8 @@ def measure_updates(options: SpeedArgs) -> list[Measurement]:
         if algorithm in (drol, fql):
             programs[DISPATCH, method, 1] = one_update_a_dispatch(algorithm, args, times)
             programs[REFERENCE, method, 1] = one_update_a_dispatch(algorithm, args, times, reference=True)
-            for library, products in matrix_products(algorithm, args).items():
-                programs[f"{FLOOR}, {library}", method, 1] = repeat(products, times)
+        for library, products in matrix_products(algorithm, args).items():
+            programs[f"{FLOOR}, {library}", method, 1] = repeat(products, times)
     return medians(programs, options.rounds) + memory
 
 
