@@ -170,7 +170,6 @@ def test_an_environment_that_raises_is_mended_and_the_run_goes_on(odd, tmp_path,
 BOUNDS = (-0.4, 2.0)
 
 
-@pytest.mark.slow(4)
 def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_they_are(odd, tmp_path, capsys):
     """Data, evaluation, a loaded policy and an exported one."""
     odd(bounds=BOUNDS)

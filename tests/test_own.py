@@ -354,7 +354,7 @@ def test_what_only_acts_takes_no_accelerator(reach, tmp_path):
     assert program.stdout.split() == ["ndarray", "false"], program.stderr
 
 
-def test_a_policy_of_a_script_that_is_not_here_is_one_line(reach, tmp_path):
+def test_a_policy_of_a_script_that_is_not_here_is_one_line(tmp_path):
     path = saved_run(tmp_path / "run", drol, "cube-single", tmp_path, (28, 5))
     config = (path / "config.json").read_text()
     (path / "config.json").write_text(config.replace('"algorithm": "drol"', '"algorithm": "rebrac"'))
