@@ -185,9 +185,8 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callabl
         return {}
     key, rng = jax.random.key(0), np.random.default_rng(0)
     state = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, key)
-    batch = take_batch(random_dataset(), np.arange(args.batch_size))
-    noise = algorithm.sample_noise(args, ACTION_DIM, key)
-    update = jax.make_jaxpr(algorithm.update, static_argnums=0)(args, state, batch, noise)
+    one_batch = take_batch(random_dataset(), np.arange(args.batch_size)[None])
+    update = jax.make_jaxpr(functools.partial(algorithm.train_chunk, args))(state, one_batch, key)
     factors = [
         (rng.normal(size=(rows, depth)).astype(np.float32), rng.normal(size=(depth, columns)).astype(np.float32))
         for rows, depth, columns in shapes_of_products(update.jaxpr)
