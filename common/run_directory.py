@@ -219,10 +219,11 @@ class RunDirectory:
 
     def change(self, args: RunArgs) -> None:
         """Go on with these arguments; its config has them as soon as it is rewound."""
-        before, now = self.config["args"], _as_json(dataclasses.asdict(args))
-        names = [name for name in with_role(type(args), Role.RESUME) if before.get(name) != now[name]]
-        self._changed = {name: [before.get(name), now[name]] for name in sorted(names)}
-        self.config["args"] = before | {name: now[name] for name in names}
+        default, now = (_as_json(dataclasses.asdict(each)) for each in (type(args)(), args))
+        before = default | self.config["args"]  # which may be older than an argument
+        names = [name for name in with_role(type(args), Role.RESUME) if before[name] != now[name]]
+        self._changed = {name: [before[name], now[name]] for name in sorted(names)}
+        self.config["args"] |= {name: now[name] for name in names}
 
     def _record_sitting(self, step: int) -> None:
         """Add to its config with what code and arguments it goes on after update `step`, where they are others."""

@@ -41,6 +41,7 @@ class Runs:
     """The runs of several seeds, in step. Arrays have a leading axis of seeds, in the order of `seeds`.
 
     Attributes:
+        each: their folders.
         args: their arguments, none of them unset; after `load_dataset` `data_memory` says where the data set lies.
         origins: of what the papers tabulate: 'given', 'published' or 'default'.
         seeds: their numbers.
