@@ -145,7 +145,8 @@ def from_command_line(args_class: type[Args]) -> Args:
             words += [match[1], *match[2].replace(",", " ").split()]
         else:
             words.append(word)
-    args = command_line.read(args_class, args=words)
+    title, *_ = (sys.modules[args_class.__module__].__doc__ or "").splitlines()
+    args = command_line.read(args_class, args=words, description=f"{title} {args_class.__doc__}")
     if args.evaluate is not None:
         machine.use_cpu_alone()  # where policies are evaluated; nothing else is to be done
     return args

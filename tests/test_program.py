@@ -473,7 +473,7 @@ def test_print_config_is_about_a_new_run(run):
 
 @pytest.mark.slow(4)
 def test_help_and_argument_errors_answer_quickly():
-    for args, status, answer in ((("--help",), 0, "--bc-coef"), (("--env-id", "nonsense"), 2, "error: ")):
+    for args, status, answer in ((("--help",), 0, "DROL: one-step offline"), (("--env-id", "nonsense"), 2, "error: ")):
         seconds = []
         while len(seconds) < 3 and min(seconds, default=3) >= 3:  # the best of three
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
