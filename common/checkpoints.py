@@ -2,11 +2,10 @@
 
 import pathlib
 import sys
-import zipfile
-import zlib
 from collections.abc import Collection
 from typing import Any
 
+from common import files
 from common.errors import UserError
 from common.files import check_archive, write_whole
 
@@ -15,8 +14,7 @@ import numpy as np
 
 KEEP = 2
 
-# What `np.load` and the zip format raise on a truncated or altered file (every array in an npz file has a CRC-32).
-DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, KeyError, *files.DAMAGE)  # also of a file that is not there, or of another structure
 
 
 class Checkpoints:
