@@ -138,5 +138,5 @@ def test_drol_star_takes_the_tuned_number_of_candidates():
     assert again == args
     with pytest.raises(UserError, match="no tuned K for cube-single-noisy"):
         completed(drol, drol.Args(drol_star=True), "cube-single-noisy")
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="leave --num-candidates out"):
         completed(drol, drol.Args(drol_star=True, num_candidates=3), "cube-double")
