@@ -72,13 +72,14 @@ def styles(names: set[str]) -> dict[str, Style]:
     return found
 
 
-def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Student's 95 % interval of the mean over seeds (rows); not a number for a single seed."""
+def confidence_interval(values: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Student's 95 % interval of the mean over seeds (rows), of what is possible; not a number for a single seed."""
     n = len(values)
     if n < 2:
         return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * scipy.stats.sem(values, axis=0)
-    return values.mean(axis=0) - half, values.mean(axis=0) + half
+    low, high = (0, 100) if metric == "evaluation/success" else (-np.inf, np.inf)
+    return np.clip(values.mean(axis=0) - half, low, high), np.clip(values.mean(axis=0) + half, low, high)
 
 
 def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, Style], x: str) -> None:
@@ -87,7 +88,7 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
     With more than four methods the means alone, as the rest would hide them.
     """
     few = len(comparison.tasks[task]) <= 4
-    for method, members in comparison.tasks[task].items():
+    for i, (method, members) in enumerate(comparison.tasks[task].items()):
         colour = style[method].colour
         for run in members if few else ():
             positions = [_position(run, step, x) for step in run.curve]
@@ -99,8 +100,13 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
         values = np.array([[run.curve[step] for step in steps] for run in counted])
         positions = np.mean([[_position(run, step, x) for step in steps] for run in counted], axis=0)
         if few:
-            axes.fill_between(positions, *confidence_interval(values), color=colour, alpha=0.15, lw=0)
-        axes.plot(positions, values.mean(axis=0), c=colour, marker=style[method].marker, ms=4, lw=1.8, label=method)
+            axes.fill_between(
+                positions, *confidence_interval(values, counted[0].metric), color=colour, alpha=0.15, lw=0
+            )
+        # Of lines that coincide, the first ones look out from under the others: wider, with larger, hollow markers.
+        under = len(comparison.tasks[task]) - 1 - i if few else 0
+        width = {"ms": 4 + 2.5 * under, "lw": 1.8 + 1.1 * under, "mfc": "none" if under else colour}
+        axes.plot(positions, values.mean(axis=0), c=colour, marker=style[method].marker, label=method, **width)
     members = [run for runs in comparison.tasks[task].values() for run in runs]
     switches = {_position(run, run.args["offline_steps"], x) for run in members if run.args["online_steps"] > 0}
     for i, switch in enumerate(sorted(switches)):
@@ -131,15 +137,18 @@ def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> 
             scores = np.array([run.score for run in comparison.finished(task, method)])
             left = i - 0.4 + j * width
             if scores.size == 0:
-                state = "unfinished" if method in comparison.tasks[task] else "not run"
-                axes.text(left + width / 2, 1, state, rotation=90, ha="center", va="bottom", fontsize=6, c="0.4")
+                if method in comparison.tasks[task]:
+                    where = {"ha": "center", "va": "bottom", "fontsize": 6, "c": "0.4"}
+                    axes.text(left + width / 2, 1, "unfinished", rotation=90, **where)
                 continue
-            axes.bar(left + width / 2, scores.mean(), 0.9 * width, color=style[method].colour, alpha=0.75)
+            colour, metric = style[method].colour, comparison.tasks[task][method][0].metric
+            axes.bar(left + width / 2, scores.mean(), 0.9 * width, color=colour, alpha=0.75)
+            axes.hlines(0, left + 0.05 * width, left + 0.95 * width, colors=colour, lw=2.5)  # seen where the bar is 0
             if scores.size > 1:
-                low, high = confidence_interval(scores[:, None])
+                low, high = confidence_interval(scores[:, None], metric)
                 error = [[scores.mean() - low[0]], [high[0] - scores.mean()]]
                 axes.errorbar(left + width / 2, scores.mean(), error, c="0.2", capsize=2, lw=1)
-            axes.plot(np.full(scores.size, left + 0.3 * width), scores, ".", c="k", ms=3, alpha=0.6)
+            axes.plot(np.full(scores.size, left + 0.3 * width), scores, "o", mfc=colour, mec="k", mew=0.5, ms=2.8)
             first = comparison.tasks[task][method][0]
             published = paper.get((first.paper_group, first.algorithm))
             if published is not None:
@@ -329,6 +338,13 @@ def _caption(comparison: Comparison, x: str) -> list[str]:
             "Not in statistics over tasks, which take what every algorithm has finished with one setting and the same "
             f"seeds on each task, scored in percent: {', '.join(left_out)}."
         )
+    missing = [
+        f"{method}: {', '.join(tasks)}"
+        for method in comparison.methods
+        if (tasks := [task for task in comparison.tasks if method not in comparison.tasks[task]])
+    ]
+    if missing:
+        lines.append(f"Not run: {'; '.join(missing)}.")
     if x == "minutes":
         lines += [f"no wall-clock, not in curves: {run.name}" for run in comparison.runs if not run.minutes]
         lines += comparison.notes_on_minutes

@@ -17,6 +17,7 @@ from common import algorithms, envs
 from common.env_ids import resolve
 from common.errors import UserError
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import REPOSITORY, run_script
@@ -332,16 +333,31 @@ def test_single_seeds_have_no_interval_and_several_tasks_have_statistics(tmp_pat
     figure = plot.draw(runs.read([tmp_path]), "updates")
     titles = {axes.get_title() for subfigure in figure.subfigs for axes in subfigure.axes}
     assert {"cube-single", "scene", "interquartile mean, 2 tasks", "performance profile"} <= titles
-    assert np.isnan(plot.confidence_interval(np.array([[1.0, 2.0]]))).all()
+    assert np.isnan(plot.confidence_interval(np.array([[1.0, 2.0]]), "evaluation/return")).all()
 
 
 # Statistics
 
 
 def test_the_interval_over_seeds_is_students():
-    low, high = plot.confidence_interval(np.array([[1.0], [2.0], [3.0]]))
+    low, high = plot.confidence_interval(np.array([[1.0], [2.0], [3.0]]), "evaluation/return")
     half = 4.302653 * 1 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, deviation 1
     np.testing.assert_allclose([low[0], high[0]], [2 - half, 2 + half], rtol=1e-6)
+    low, high = plot.confidence_interval(np.array([[1.0], [99.0]]), "evaluation/success")
+    assert (low[0], high[0]) == (0, 100)  # nothing beyond is possible
+
+
+def test_what_was_not_run_is_said_once_and_zeros_are_seen(tmp_path):
+    for algorithm, env_id in (("drol", "cube-single"), ("drol", "scene"), ("fql", "cube-single")):
+        write_run(tmp_path / f"{algorithm}-{env_id}", env_id, algorithm, scores=(0, 0, 0))
+    figure = plot.draw(runs.read([tmp_path]), "updates")
+    texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+    assert sum("not run" in text.lower() for text in texts) == 1
+    assert any("Not run: FQL: scene." in text for text in texts)
+    (curves,) = [axes for part in figure.subfigs for axes in part.axes if axes.get_title() == "cube-single"]
+    under, over = [line for line in curves.get_lines() if line.get_label() in ("DROL(16)", "FQL")]
+    np.testing.assert_array_equal(under.get_ydata(), over.get_ydata())
+    assert under.get_linewidth() > over.get_linewidth() and under.get_markersize() > over.get_markersize()
 
 
 def test_interquartile_mean_and_profile():
