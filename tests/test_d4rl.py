@@ -276,7 +276,7 @@ def test_a_file_of_that_name_that_is_another_is_not_called_official(server, tmp_
 
 def test_nobody_collects_d4rls_own_files(server):
     for name in ("d4rl-pen-expert", "d4rl-antmaze-umaze"):
-        with pytest.raises(UserError, match="no oracle collects this data"):
+        with pytest.raises(UserError, match="is D4RL's own file, which nobody collects"):
             load(name, data_source="collect")
     with pytest.raises(UserError, match="could not download pen-human-expert-v1"):
         load("d4rl-pen-human-expert")
