@@ -113,7 +113,7 @@ class Published(NamedTuple):
 
 
 DEFAULT = Published(1.0, 0.99, "mean", None)  # where nothing is published
-OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000, "gymnasium": 1_000_000}
+OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000, "d4rl_hdf5": 500_000, "gymnasium": 1_000_000}
 PUBLISHED = {
     # OGBench: --env-id antmaze-large (or antmaze-large-task2, ..) is the navigate set, cube-double the play set.
     "antmaze-large-navigate": Published(0.03, 0.995, "min", star_k=16),

@@ -39,6 +39,9 @@ D4RL_MINARI_IDS: dict[str, str] = {
         for dataset in ("human", "cloned", "expert")
     },
 }
+# D4RL's own files: the same names, and those that DROL's authors made of two of them.
+D4RL_FILE_NAMES = (*D4RL_MINARI_IDS, *(f"{hand}-human-expert" for hand in ("pen", "door", "hammer", "relocate")))
+HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,9 @@ class EnvSpec:
     """One task and the data set that goes with it.
 
     Attributes:
-        suite: 'ogbench', 'd4rl' (through Minari), or 'gymnasium', with data of one's own.
-        name: OGBench's single-task name ('cube-double-play-singletask-v0'), the Minari id, or Gymnasium's id.
+        suite: 'ogbench', 'd4rl' (through Minari), 'd4rl_hdf5' (D4RL's own files), 'gymnasium', with data of one's own.
+        name: OGBench's single-task name ('cube-double-play-singletask-v0'), the Minari id, 'd4rl-pen-human' of D4RL's
+            own file, or Gymnasium's id.
         family: the row of the published settings that it belongs to ('cube-double-play', 'pen-human'); the name itself
             where there is none.
         env_name: OGBench environment without task ('cube-double'); elsewhere the name.
@@ -55,7 +59,7 @@ class EnvSpec:
         task: OGBench task 1..5; None is the environment's default task. None for D4RL.
     """
 
-    suite: Literal["ogbench", "d4rl", "gymnasium"]
+    suite: Literal["ogbench", "d4rl", "d4rl_hdf5", "gymnasium"]
     name: str
     family: str
     env_name: str
@@ -81,7 +85,9 @@ class EnvSpec:
 
     @property
     def short_name(self) -> str:
-        """What `--env-id` and file names use, e.g. 'cube-double-task3', 'cube-single-noisy', 'pen-human'."""
+        """What `--env-id` and file names use: 'cube-double-task3', 'cube-single-noisy', 'd4rl-pen-human'."""
+        if self.suite == "d4rl_hdf5":
+            return self.name
         if self.suite != "ogbench":
             return re.sub("[/:]", "-", self.family)
         dataset_type = "" if self.dataset_type == OGBENCH_DATASET_TYPES[self.env_name][0] else f"-{self.dataset_type}"
@@ -94,9 +100,11 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
 
     Args:
         env_id: a short name ('cube-double', 'cube-double-task3', 'antmaze-large-stitch-task2', 'pen-human'), OGBench's
-            own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, a Minari id, or
-            Gymnasium's id ('HalfCheetah-v5'), where need be with the module that registers it ('my_envs:Reach-v0').
-        dataset_path: a Minari data set, a folder, knows its own id, whatever it is: no other needs to be named.
+            own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, which is
+            Minari's data ('pen-human-v1') or, after 'd4rl-', D4RL's own file, a Minari id, or Gymnasium's id
+            ('HalfCheetah-v5'), where need be with the module that registers it ('my_envs:Reach-v0').
+        dataset_path: a Minari data set, a folder, knows its own id, whatever it is: no other needs to be named. With an
+            HDF5 file D4RL's names mean its own files.
 
     Raises:
         UserError: no such environment, with the nearest known names.
@@ -107,6 +115,15 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
                 if (spec := resolve(name)).suite == "d4rl":
                     return spec
         return EnvSpec("d4rl", own_id, own_id, own_id)
+
+    is_hdf5 = dataset_path is not None and dataset_path.suffix in HDF5_SUFFIXES
+    d4rl = re.fullmatch(rf"(d4rl-)?({'|'.join(D4RL_FILE_NAMES)})(?:-(v\d+))?", env_id)
+    if d4rl and (d4rl[1] or is_hdf5):
+        version = "v2" if d4rl[2].startswith("antmaze") else "v1"
+        if d4rl[3] not in (None, version):
+            older = "; in v0 trajectories end where its timeouts do not say so" if version == "v2" else ""
+            raise UserError(f"--env-id {env_id}: of D4RL's files of this name {version} is read{older}")
+        return EnvSpec("d4rl_hdf5", f"d4rl-{d4rl[2]}", d4rl[2], f"d4rl-{d4rl[2]}")
 
     # 'antmaze-medium-play' is D4RL's: OGBench's antmaze has no play data.
     d4rl_name = re.sub(r"-v\d+$", "", env_id)
@@ -182,7 +199,7 @@ def minari_root() -> pathlib.Path:
 
 def known_names() -> list[str]:
     """Every short name that `resolve` accepts, e.g. for error messages."""
-    names = list(D4RL_MINARI_IDS)
+    names = [*D4RL_MINARI_IDS, *(f"d4rl-{name}" for name in D4RL_FILE_NAMES)]
     for env_name, dataset_types in OGBENCH_DATASET_TYPES.items():
         tasks = ["", *(f"-task{task}" for task in range(1, NUM_TASKS + 1))]
         names += [

@@ -29,10 +29,10 @@ warnings.filterwarnings("ignore", message=".*precision lowered by casting to flo
 
 
 def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
-    """`gymnasium.make` for OGBench's environments.
+    """`gymnasium.make` for OGBench's environments, and those that are made of them.
 
     Args:
-        env_name: Gymnasium id, e.g. 'cube-double-singletask-v0' or 'cube-double-v0'.
+        env_name: Gymnasium id, e.g. 'cube-double-singletask-v0', 'cube-double-v0', 'common.d4rl_envs:d4rl-pen-human'.
         **kwargs: arguments of the environment.
     """
     try:
@@ -290,7 +290,9 @@ def make_evaluation_env(
         **kwargs: further arguments of the environment.
     """
     ends_at_success = False
-    if spec.suite == "d4rl":
+    if spec.suite == "d4rl_hdf5":
+        env = make_env(f"common.d4rl_envs:{spec.name}", **kwargs)
+    elif spec.suite == "d4rl":
         env = minari_envs.make_env(dataset_path, **kwargs)
         # Trap: AntMaze goes on at the goal, and would count it at every further step.
         ends_at_success = minari_envs.ends_at_success(dataset_path)

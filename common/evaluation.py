@@ -90,7 +90,8 @@ class Evaluator:
         """
         self.spec = spec
         self.dataset_path = dataset_path
-        self.reference_scores = minari_envs.reference_scores(spec, dataset_path) if spec.suite == "d4rl" else None
+        has_scores = spec.suite in ("d4rl", "d4rl_hdf5")
+        self.reference_scores = minari_envs.reference_scores(spec, dataset_path) if has_scores else None
         workers = workers or available_cores()
         self.lanes = min(math.ceil(workers * LANES_PER_WORKER / len(seeds)), episodes)  # of each seed
         self._share = math.ceil(len(seeds) * self.lanes / workers)  # lanes of a worker

@@ -218,5 +218,5 @@ def check_folder(folder: pathlib.Path, num_bytes: int = 0) -> None:
         problem = f"{free / 1e6:.0f} MB are free, the data may need {num_bytes / 1e6:.0f} MB"
     except OSError as error:
         problem = error.strerror
-    advice = "take another --dataset-dir (Minari's: MINARI_DATASETS_PATH)"
+    advice = "take another --dataset-dir (Minari's: MINARI_DATASETS_PATH, D4RL's: D4RL_DATASET_DIR)"
     raise UserError(f"cannot write to {folder}: {problem}; {advice}")

@@ -7,9 +7,10 @@ from typing import Any
 
 from common.env_ids import EnvSpec
 
-OFFICIAL_MUJOCO = (
-    "3.2 or before"  # of OGBench's data, made in 2024 (ogbench asks for 3.1.6 or later), and of its papers
-)
+OFFICIAL_MUJOCO = {  # of the data, and of the papers
+    "ogbench": "3.2 or before",  # made in 2024; ogbench asks for 3.1.6 or later
+    "d4rl_hdf5": "2.1 or before",  # mujoco-py has no other
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def difference(spec: EnvSpec, dataset: dict[str, Any], version: str) -> str | No
     Returns:
         'MuJoCo 4.0.0 moves it otherwise than that of the data (3.3.7): contacts of boxes with boxes (since 3.4)'.
     """
-    others = {OFFICIAL_MUJOCO: "the papers"} if spec.suite == "ogbench" else {}
+    others = {OFFICIAL_MUJOCO[spec.suite]: "the papers"} if spec.suite in OFFICIAL_MUJOCO else {}
     if data_version := dataset.get("versions", {}).get("mujoco"):
         others[data_version] = "the data"
     ours = set(changes(spec, version))

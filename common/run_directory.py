@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from common import actions, algorithms, minari_envs, mujoco_versions
 from common.arguments import Args, RunArgs, flag, in_their_types
 from common.checkpoints import Checkpoints
+from common.data import d4rl_hdf5
 from common.env_ids import EnvSpec, minari_id
 from common.errors import UserError, describe_os_error, expanded
 from common.files import holder_of, try_lock, write_whole
@@ -35,6 +36,9 @@ TABLES = ("train", "eval", "time", "exploration")
 PACKAGES = {
     "ogbench": ("jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco", "gymnasium"),
     "d4rl": ("jax", "jaxlib", "equinox", "optax", "numpy", "minari", "mujoco", "gymnasium", "gymnasium-robotics"),
+    "d4rl_hdf5": (
+        *("jax", "jaxlib", "equinox", "optax", "numpy", "h5py", "ogbench", "mujoco", "gymnasium", "gymnasium-robotics"),
+    ),
     "gymnasium": ("jax", "jaxlib", "equinox", "optax", "numpy", "mujoco", "gymnasium"),
 }
 
@@ -169,18 +173,18 @@ class RunDirectory:
         Raises:
             UserError: another Minari data set is there.
         """
-        path, is_minari = pathlib.Path(self.config["dataset"]["path"]), self.spec.suite == "d4rl"
+        path, suite = pathlib.Path(self.config["dataset"]["path"]), self.spec.suite
         if args.dataset_path is not None:
             given = expanded(args.dataset_path)
-            if is_minari and (found := minari_id(given)) not in (None, self.spec.name):
+            if suite == "d4rl" and (found := minari_id(given)) not in (None, self.spec.name):
                 raise UserError(f"--dataset-path {given}: {found}, but the run is about {self.spec.name}")
             return given
         if args.dataset_dir != RunArgs.dataset_dir:
             return expanded(args.dataset_dir) / path.name
         folders = (self.config["args"]["dataset_dir"], DATASET_DIR)
         today = [pathlib.Path(folder).expanduser() / path.name for folder in folders]
-        if is_minari:
-            today = [] if path.exists() else [minari_envs.local_path(self.spec.name)]
+        if suite in (places := {"d4rl": minari_envs.local_path, "d4rl_hdf5": d4rl_hdf5.local_path}):
+            today = [] if path.exists() else [places[suite](self.spec.name)]
         return next((place for place in (path, *today) if place.exists()), path)
 
     def read_args(self, args_class: type[Args]) -> Args:

@@ -29,7 +29,7 @@ def num_tasks() -> dict[str, int]:
 
 def group_of(spec: EnvSpec) -> str | None:
     """The table's group that a task belongs to; None if it has none, as for cube-single-noisy."""
-    if spec.suite == "d4rl":
+    if spec.suite in ("d4rl", "d4rl_hdf5"):
         group = "d4rl/antmaze" if spec.family.startswith("antmaze") else "d4rl/adroit"
         return group if spec.family in D4RL_MINARI_IDS else None
     group = f"ogbench/{spec.env_name}"

@@ -83,6 +83,8 @@ def _group_cell(comparison: Comparison, group: str, size: int, algorithm: str) -
     if not by_task:
         return "not run"
     first = next(iter(by_task.values()))[0]
+    if len({members[0].spec.suite for members in by_task.values()}) > 1:
+        return "D4RL's own files and Minari's data: name the runs of one"
     if len(by_task) < size:
         return f"{len(by_task)} of {size} tasks"
     if any(members[0].budget != first.budget for members in by_task.values()):
@@ -147,8 +149,9 @@ def to_markdown(tables: list[Table], notes: list[str]) -> str:
 
 EXPLANATION = (
     "Scores: success or normalised score in percent, mean ± sample deviation over seeds of the headline score: the "
-    "mean of the last three evaluations on OGBench, the last one on D4RL (ours: on Minari's or collected "
-    "data). Paper: arXiv 2604.22229, Table 1, after 1,000,000 updates (D4RL 500,000) on the official data."
+    "mean of the last three evaluations on OGBench, the last one on D4RL (ours: on Minari's or collected data; tasks "
+    "called d4rl-* on D4RL's own files). Paper: arXiv 2604.22229, Table 1, after 1,000,000 updates (D4RL 500,000) on "
+    "the official data."
 )
 
 

@@ -185,7 +185,7 @@ def test_download_from_the_official_server_then_from_disk(servers, pointmaze_fil
     (servers[0] / name).write_bytes(pointmaze_file.read_bytes())
     origin = locate(tmp_path / "d")
     assert origin["source"] == "official"
-    assert origin["versions"]["mujoco"] == mujoco_versions.OFFICIAL_MUJOCO
+    assert origin["versions"]["mujoco"] == mujoco_versions.OFFICIAL_MUJOCO["ogbench"]
     assert pathlib.Path(origin["path"]).name == name
     (servers[0] / name).unlink()
     assert locate(tmp_path / "d") == origin  # found, and still known to be official

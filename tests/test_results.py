@@ -14,7 +14,7 @@ import published
 import runs
 import table
 from common import algorithms, envs
-from common.env_ids import resolve
+from common.env_ids import D4RL_MINARI_IDS, resolve
 from common.errors import UserError
 
 import matplotlib
@@ -213,6 +213,21 @@ def test_several_settings_of_one_task_are_said_and_not_called_not_run(tmp_path, 
     assert cell(text, "ogbench/cube-single", "DROL(16)") == "several settings of cube-single"
     assert cell(text, "cube-single DROL(16), hidden_sizes 4", "paper, mean of the group") == "97 ± 2"
     assert list(plot.common_tasks(runs.read([tmp_path]))) == ["scene"]
+
+
+def test_d4rls_own_files_are_compared_with_the_paper_and_never_averaged_with_minaris(tmp_path, markdown):
+    mazes = [name for name in D4RL_MINARI_IDS if name.startswith("antmaze")]
+    for number, name in enumerate(mazes):
+        write_run(tmp_path / f"d4rl-{name}", f"d4rl-{name}", scores=(10, 20, 30 + number))
+    text = markdown(tmp_path)
+    assert cell(text, "d4rl/antmaze", "DROL(16)").startswith("32.5 ")  # of each the last evaluation alone
+    assert cell(text, "d4rl-antmaze-umaze DROL(16)", "score").startswith("30.0 ")
+    assert cell(text, "d4rl-antmaze-umaze DROL(16)", "paper, mean of the group") != "-"
+    for name in mazes:
+        write_run(tmp_path / name, name)
+    text = markdown(tmp_path)
+    assert cell(text, "d4rl/antmaze", "DROL(16)").startswith("D4RL's own files and Minari's data")
+    assert cell(text, "antmaze-umaze DROL(16)", "score").startswith("80.0 ")
 
 
 def test_unlike_budgets_are_said(tmp_path, markdown):

@@ -62,6 +62,11 @@ def note_unread(where: Any, names: Collection[str]) -> None:
         print(f"note: {where}: not read: {', '.join(sorted(names))}", flush=True)
 
 
+def breaks(observations: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
+    """Rows [n] after which another trajectory begins: what was observed next is not what the next row says."""
+    return np.append((next_observations[:-1] != observations[1:]).any(axis=1), True)
+
+
 class Rows(NamedTuple):
     """What a reader gives: trajectories one after the other, a row a time step, checked.
 

@@ -82,9 +82,12 @@ def check_collectable(spec: EnvSpec) -> None:
     """Raises `UserError` where nobody acts."""
     if is_collectable(spec):
         return
-    if spec.suite == "d4rl":
-        problem = "is a Minari data set, which cannot be collected here (the Adroit hands' expert sets can)"
-        raise UserError(f"{spec.name} {problem}")
+    problems = {
+        "d4rl": "is a Minari data set, which cannot be collected here (the Adroit hands' expert sets can)",
+        "d4rl_hdf5": "is D4RL's own file, which nobody collects: name it with --dataset-path",
+    }
+    if spec.suite in problems:
+        raise UserError(f"{spec.name} {problems[spec.suite]}")
     raise UserError(
         f"{spec.name}: no oracle collects this data (there are some for cube, scene, puzzle and the point and ant "
         "mazes); supply the official file with --dataset-path or in --dataset-dir"

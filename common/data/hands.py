@@ -29,7 +29,7 @@ def hand_of(spec: EnvSpec) -> str:
 
 def is_collectable(spec: EnvSpec) -> bool:
     """Whether there is a trained hand for this data set."""
-    return spec.family.endswith("-expert") and hand_of(spec) in EPISODES
+    return spec.suite == "d4rl" and spec.family.endswith("-expert") and hand_of(spec) in EPISODES
 
 
 def dataset_id(spec: EnvSpec, episodes: int | None, seed: int) -> str:

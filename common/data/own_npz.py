@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 
 from common.actions import bounds_of
-from common.data.check import CUTS, Rows, check, lay_out, note_unread
+from common.data.check import CUTS, Rows, breaks, check, lay_out, note_unread
 from common.env_ids import EnvSpec
 from common.envs import make_own_env
 from common.files import read_npz
@@ -45,6 +45,6 @@ def read(spec: EnvSpec, path: pathlib.Path) -> Dataset:
         successors = np.concatenate([observations[1:], observations[-1:]])  # after a mask of 0 never looked at
     else:
         starts = np.ones(len(ends), bool)
-        ends = ends | np.append((successors[:-1] != observations[1:]).any(axis=1), True)
+        ends = ends | breaks(observations, successors)
     rows = Rows(observations, data["actions"], data["rewards"], masks, starts, ends, successors[ends])
     return lay_out(path, rows, bounds)

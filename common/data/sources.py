@@ -9,8 +9,8 @@ from typing import Any
 
 from common import actions, minari_envs, mujoco_versions
 from common.arguments import RunArgs
-from common.data import collect, minari_sets, ogbench_npz, own_npz
-from common.env_ids import EnvSpec
+from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz
+from common.env_ids import HDF5_SUFFIXES, EnvSpec
 from common.envs import make_evaluation_env, try_out
 from common.errors import UserError, describe_os_error, expanded
 from common.files import found, found_or_made, sha256, write_whole
@@ -20,12 +20,13 @@ import tqdm
 
 OFFICIAL_SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 MIRROR = "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main"
-KNOWN_SHA256 = {
+KNOWN_SHA256 = d4rl_hdf5.known_sha256() | {
     "cube-double-play-v0.npz": "a73d1a33d029cedb8bc170ef94791ec585fa2d9450096f4f2a02b8cfbcf608c9",
     "cube-double-play-v0-val.npz": "b1fcdf4bd40750351a58d0d491d6be198366ce898f0c6a2e4cb5db331966013e",
 }
 DOWNLOAD_TIMEOUT_S = (5, 30)  # connect, read: the official server has been down for weeks at a time
 SLOW_AFTER_S, SLOW_BYTES_A_SECOND = 60, 20_000  # a download that is slower than that after so long is given up
+READERS = {"ogbench": ogbench_npz, "d4rl_hdf5": d4rl_hdf5, "gymnasium": own_npz}  # of one file
 SOURCES = ("official", "mirror", "collected")
 Provenance = dict[str, Any]
 
@@ -62,7 +63,7 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
     rescaled = _try_out(spec, path)
     if is_minari:
         return minari_sets.read(spec, path), minari_sets.provenance(path) | rescaled
-    return own_npz.read(spec, path), provenance(path) | rescaled
+    return READERS[spec.suite].read(spec, path), provenance(path) | rescaled
 
 
 def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
@@ -79,14 +80,15 @@ def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
 def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
     """The data set's file, or Minari's folder, in the first place that has it; each step is announced in one line."""
     may_collect = args.data_source == "auto" and collect.is_collectable(spec)
-    folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari has its own
+    folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari and d4rl have their own
 
     def collect_here() -> pathlib.Path:
         return collect.collect_data(spec, folder, episodes=args.collect_episodes, workers=args.collect_workers)
 
     if args.data_source == "collect":
         return collect_here()
-    original = folder / f"{spec.dataset_name}.npz" if folder else minari_envs.local_path(spec.name)
+    places = {"d4rl": minari_envs.local_path, "d4rl_hdf5": d4rl_hdf5.local_path}
+    original = folder / f"{spec.dataset_name}.npz" if folder else places[spec.suite](spec.name)
 
     def find() -> pathlib.Path | None:
         there = found(original)
@@ -97,7 +99,7 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
 
     def make() -> pathlib.Path:
         try:
-            return _download(spec, original) if folder else minari_sets.download(spec, original)
+            return minari_sets.download(spec, original) if spec.suite == "d4rl" else _download(spec, original)
         except UserError as error:
             if not may_collect:
                 raise
@@ -108,17 +110,21 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
 
 
 def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
-    """Download an OGBench file, check that it is the environment's data, and only then give it its name.
+    """Download a file of OGBench or D4RL, check that it is the environment's data, and only then give it its name.
 
     Raises:
         UserError: no server has it, or it cannot be written.
     """
     import requests
 
-    for name, server in (("official", OFFICIAL_SERVER), ("mirror", MIRROR)):
+    urls = {"official": f"{OFFICIAL_SERVER}/{path.name}", "mirror": f"{MIRROR}/{path.name}"}
+    if spec.suite == "d4rl_hdf5":
+        urls = {"official": f"{d4rl_hdf5.SERVER}/{d4rl_hdf5.remote_name(spec.name)}"}
+    for name, url in urls.items():
+        server = url.removesuffix(f"/{path.name}")
         try:
-            write_whole(path, functools.partial(_fetch, spec, name, f"{server}/{path.name}", path))
-            print(f"data: downloaded {server}/{path.name}", flush=True)
+            write_whole(path, functools.partial(_fetch, spec, name, url, path))
+            print(f"data: downloaded {url}", flush=True)
             return path
         except requests.exceptions.HTTPError as error:
             problem = f"HTTP status {error.response.status_code}"
@@ -129,7 +135,7 @@ def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
         except UserError:
             problem = "what arrived is damaged, or not the expected data"
         except OSError as error:
-            raise UserError(f"cannot write to --dataset-dir: {describe_os_error(error)}") from error
+            raise UserError(f"cannot write to {path.parent}: {describe_os_error(error)}") from error
         print(f"data: {name} {server}: {problem}", flush=True)
     other = "collect it: --data-source collect"
     if not collect.is_collectable(spec):
@@ -157,7 +163,7 @@ def _fetch(spec: EnvSpec, source: str, url: str, path: pathlib.Path, temporary: 
     digest = sha256(temporary)
     if digest != KNOWN_SHA256.get(path.name, digest):
         raise UserError(f"{url}: its SHA-256 is not the official file's")
-    ogbench_npz.read(spec, temporary)  # most official files have no published checksum
+    READERS[spec.suite].read(spec, temporary)  # most official files have no published checksum
     text = json.dumps({"source": source, "url": url, "sha256": digest}, indent=2) + "\n"
     write_whole(path.with_suffix(".json"), lambda json_file: json_file.write_text(text))
 
@@ -170,14 +176,15 @@ def provenance(path: pathlib.Path) -> Provenance:
 
 def _source(path: pathlib.Path, digest: str) -> Provenance:
     """What is known of how a data file was made."""
-    of_2024 = {"versions": {"mujoco": mujoco_versions.OFFICIAL_MUJOCO}}
+    suite = "d4rl_hdf5" if path.suffix in HDF5_SUFFIXES else "ogbench"
+    made_with = {"versions": {"mujoco": mujoco_versions.OFFICIAL_MUJOCO[suite]}}
     with contextlib.suppress(OSError, ValueError):
         record = json.loads(path.with_suffix(".json").read_text())
         if isinstance(record, dict) and record.get("sha256") == digest and record.get("source") in SOURCES:
-            return record if record["source"] == "collected" else record | of_2024
+            return record if record["source"] == "collected" else record | made_with
     known = KNOWN_SHA256.get(path.name)
     if known == digest:
-        return {"source": "official"} | of_2024
+        return {"source": "official"} | made_with
     if known is not None:
         print(f"warning: {path} is not the official file of that name: its SHA-256 differs", flush=True)
     return {"source": "file"}
