@@ -137,30 +137,34 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     if re.fullmatch(r"[\w.]+:[\w./-]+", env_id):
         return EnvSpec("gymnasium", env_id, env_id, env_id)
 
-    match = re.fullmatch(
-        rf"({'|'.join(sorted(OGBENCH_DATASET_TYPES, key=len, reverse=True))})"
-        rf"(?:-([a-z]+?))??(?:-singletask)?(?:-task([1-{NUM_TASKS}]))?(?:-v0)?",
-        env_id,
-    )
-    if match:
-        env_name, dataset_type, task = match.groups()
-        dataset_types = OGBENCH_DATASET_TYPES[env_name]
-        dataset_type = dataset_type or dataset_types[0]
-        if dataset_type in dataset_types:
-            infix = "" if task is None else f"-task{task}"
-            name = f"{env_name}-{dataset_type}-singletask{infix}-v0"
-            return EnvSpec(
-                "ogbench", name, f"{env_name}-{dataset_type}", env_name, dataset_type, int(task) if task else None
-            )
-        raise UserError(
-            f"--env-id {env_id}: {env_name} has no data set type '{dataset_type}'; it has {', '.join(dataset_types)}"
-        )
-
+    if (ogbench := _resolve_ogbench(env_id)) is not None:
+        return ogbench
     if (minari_root() / env_id / "data").is_dir() and not is_file:  # a data set of one's own, without a namespace
         return EnvSpec("d4rl", env_id, env_id, env_id)
     if env_id in (known_to_gymnasium := gymnasium_ids()):
         return EnvSpec("gymnasium", env_id, env_id, env_id)
     raise UserError(f"--env-id {env_id}: {_why_unknown(env_id, known_names() + known_to_gymnasium)}")
+
+
+def _resolve_ogbench(env_id: str) -> EnvSpec | None:
+    """None if this is no name of OGBench's. Raises `UserError` if its environment has no such data."""
+    match = re.fullmatch(
+        rf"({'|'.join(sorted(OGBENCH_DATASET_TYPES, key=len, reverse=True))})"
+        rf"(?:-([a-z]+?))??(?:-singletask)?(?:-task([1-{NUM_TASKS}]))?(?:-v0)?",
+        env_id,
+    )
+    if match is None:
+        return None
+    env_name, dataset_type, task = match.groups()
+    dataset_types = OGBENCH_DATASET_TYPES[env_name]
+    dataset_type = dataset_type or dataset_types[0]
+    if dataset_type not in dataset_types:
+        raise UserError(
+            f"--env-id {env_id}: {env_name} has no data set type '{dataset_type}'; it has {', '.join(dataset_types)}"
+        )
+    family, infix = f"{env_name}-{dataset_type}", "" if task is None else f"-task{task}"
+    number = None if task is None else int(task)
+    return EnvSpec("ogbench", f"{family}-singletask{infix}-v0", family, env_name, dataset_type, number)
 
 
 def _why_unknown(env_id: str, names: list[str]) -> str:
