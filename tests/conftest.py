@@ -67,11 +67,6 @@ hypothesis.settings.register_profile("default", deadline=None, max_examples=50) 
 hypothesis.settings.load_profile("default")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Of `-n auto`: at least three, since some tests wait more than they work."""
-    return max(os.cpu_count() or 1, 3)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end, no process waits for another."""
     items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("slow")), default=0))
