@@ -62,9 +62,9 @@ NUM_CRITICS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Args(RunArgs):
-    """Train offline. An argument left unset takes the value that the paper published for the environment."""
+    """Train offline. What is left unset takes the value that arXiv 2604.22229 published for the environment."""
 
-    # Training, shared by DROL and FQL
+    # Training
     offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE, Role.RESUME] = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
     batch_size: Count = 256
@@ -80,7 +80,7 @@ class Args(RunArgs):
     q_agg: Agg | None = None
     """Aggregation of the target critics in the Bellman target."""
 
-    # The algorithm's own
+    # DROL
     bc_coef: Weight | None = None
     """Weight of behaviour cloning against improvement: the one to tune (published: 0.03 to 10)."""
     q_coef: Weight = 1.0

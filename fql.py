@@ -58,9 +58,9 @@ NUM_CRITICS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Args(RunArgs):
-    """Train offline. An argument left unset takes the value that the paper published for the environment."""
+    """Train offline. What is left unset takes the value that arXiv 2502.02538 published for the environment."""
 
-    # Training, shared by DROL and FQL
+    # Training
     offline_steps: Annotated[int | None, Field(ge=1, lt=10**9), Role.SIZE, Role.RESUME] = None
     """Number of updates (published: 1,000,000 on OGBench, 500,000 on D4RL)."""
     batch_size: Count = 256
@@ -76,7 +76,7 @@ class Args(RunArgs):
     q_agg: Agg | None = None
     """Aggregation of the target critics in the Bellman target."""
 
-    # The algorithm's own
+    # FQL
     alpha: Weight | None = None
     """Weight of distillation against improvement: the one to tune (published: 3 to 30000)."""
     flow_steps: Count = 10

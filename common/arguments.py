@@ -31,7 +31,7 @@ class RunArgs:
 
     # Run
     env_id: Annotated[str, Role.RUN] = "cube-double"
-    """Environment and task: cube-double-task3, antmaze-large, pen-human, my_envs:Reach-v0 (README: Names)."""
+    """Environment and task: cube-double-task3, antmaze-large, pen-human, my_envs:Reach-v0 (README: Names and data)."""
     seed: Annotated[int, Field(ge=0, lt=2**31), Role.RUN] = 0
     """Seed of everything random in this run, except the collection of data."""
     num_seeds: Annotated[Count, Role.RUN] = 1
@@ -67,7 +67,7 @@ class RunArgs:
     data_memory: Annotated[Literal["auto", "device", "host"], Role.HOW, Role.RESUME] = "auto"
     """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
 
-    # Evaluation, logs and checkpoints
+    # Evaluation and logging
     eval_interval: Annotated[Count | None, Role.JUDGING, Role.RESUME] = None
     """Updates between evaluations, 100,000 if unset; the last update is always evaluated."""
     eval_episodes: Annotated[Count | None, Role.JUDGING, Role.EVALUATE, Role.RESUME] = None
@@ -83,7 +83,7 @@ class RunArgs:
     wandb_project: Annotated[str, Role.HOW, Role.RESUME, Needs("track")] = "one-step-offline-rl"
     """Weights & Biases project."""
 
-    # Fine-tuning online
+    # Online fine-tuning
     online_steps: Annotated[int, Field(ge=0, lt=10**9), Role.SIZE, Role.RESUME] = 0
     """Fine-tuning after the offline updates: steps in the environment, with one update each."""
     buffer_size: Annotated[Count, Needs("online_steps")] = 2_000_000
@@ -173,11 +173,20 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
 
 
 def print_config(args: RunArgs, published_settings: Published) -> None:
-    """Print what the arguments of a new run resolve to, as JSON. Raises `UserError` if they name one that is there."""
+    """Print what the arguments of a new run resolve to, and which of them are the paper's, as JSON.
+
+    Raises:
+        UserError: they name a run that is there.
+    """
     if args.resume or args.evaluate or args.video:
         raise UserError("--print-config is about a new run; one that is there has its settings in its config.json")
-    spec = resolve(args.env_id, args.dataset_path)
+    spec, asked = resolve(args.env_id, args.dataset_path), given(args)
     args, origins = complete(args, spec, published_settings)
+    # What is not tabulated, since it is the same everywhere, is by default the paper's.
+    decide = vars(args).keys() - with_role(type(args), Role.RUN, Role.DATA, Role.PLACE, Role.HOW)
+    origins = {
+        name: origins.get(name, "given" if name in asked else "published") for name in vars(args) if name in decide
+    }
     config = {"environment": spec.name, "args": dataclasses.asdict(args), "origins": origins}
     print(json.dumps(config, indent=2, default=str))
 

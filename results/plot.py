@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import clone  # noqa: F401 (first: it lets this import the clone's modules)
 import figures
 import runs
+from common import command_line
 from common.errors import exit_in_one_line
 from common.scores import SCORES
 from published import published_scores
@@ -359,4 +360,4 @@ def main(args: PlotArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(PlotArgs)))
+    exit_in_one_line(lambda: main(command_line.read(PlotArgs)))

@@ -15,6 +15,7 @@ import pathlib
 
 import clone  # noqa: F401 (first: it lets this import the clone's modules)
 import runs
+from common import command_line
 from common.errors import exit_in_one_line
 from common.files import write_whole
 from published import num_tasks, published_scores
@@ -195,4 +196,4 @@ def main(args: TableArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(TableArgs)))
+    exit_in_one_line(lambda: main(command_line.read(TableArgs)))

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +16,7 @@ import time
 
 import drol
 from common import command_line
-from common.arguments import from_command_line
+from common.arguments import flag, from_command_line
 from common.errors import UserError
 from common.tables import read_table
 
@@ -463,6 +464,31 @@ def test_print_config_touches_no_data(capsys):
     config = json.loads(capsys.readouterr().out)
     assert config["environment"] == "antmaze-giant-navigate-singletask-v0"
     assert (config["args"]["bc_coef"], config["args"]["num_candidates"], config["args"]["q_agg"]) == (0.03, 1, "min")
+
+
+def test_print_config_says_of_every_setting_whether_it_is_the_papers(capsys):
+    drol.main(drol.Args(env_id="door-human", batch_size=64, print_config=True))
+    origins = json.loads(capsys.readouterr().out)["origins"]
+    assert {origins[name] for name in ("batch_size",)} == {"given"}
+    assert {origins[name] for name in ("tau", "hidden_sizes", "learning_rate", "eval_episodes")} == {"published"}
+    assert not {"seed", "run_dir", "eval_workers"} & origins.keys()  # which decide nothing
+
+
+def test_help_has_a_box_for_each_heading_of_the_arguments(capsys):
+    """With the words of the source, as one line reads them, and no {None}."""
+    with pytest.raises(SystemExit):
+        command_line.read(drol.Args, args=["--help"])
+    text = capsys.readouterr().out
+    assert re.findall(r"(\w[\w -]*) options +[─\n]", text) == [
+        *("Run", "Data", "Evaluation and logging", "Online fine-tuning", "Training", "DROL")
+    ]
+    assert re.search(r"--bc-coef FLOAT +Weight of behaviour cloning", text)
+    assert "None" not in text
+    assert all(f" {flag(name)} " in text for name in vars(drol.Args()) if not isinstance(vars(drol.Args())[name], bool))
+
+
+def test_arguments_are_read_whatever_box_they_are_in():
+    assert command_line.read(drol.Args, args=["--seed", "3", "--bc-coef", "1e-2"]) == drol.Args(seed=3, bc_coef=0.01)
 
 
 @pytest.mark.parametrize("run", [{"resume": (pathlib.Path("x"),)}, {"evaluate": pathlib.Path("x")}])
