@@ -96,7 +96,7 @@ def _metavar(hint: Any) -> str | None:
     if type(None) not in types:
         return None
     choices = [typing.get_args(each) for each in types if typing.get_origin(each) is Literal]
-    names = [f"{{{','.join(each)}}}" for each in choices] + [NAMES[each] for each in types if each in NAMES]
+    names = [f"{{{','.join(map(str, each))}}}" for each in choices] + [NAMES[each] for each in types if each in NAMES]
     return names[0] if names else None
 
 

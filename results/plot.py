@@ -2,10 +2,12 @@
 
     python results/plot.py RUN_DIR... [--out FILE]
 
-Writes FILE.pdf and FILE.png. Runs of one method on one task that differ in nothing but the seed are averaged; where
-settings differ, the legend says so. What is left out is named, on stderr and below the figure.
+Writes FILE.pdf and FILE.png, and FILE.md, which says what they show. Runs of one method on one task that differ in
+nothing but the seed are averaged; what all methods have in common is in the title, where they differ the legend says
+so. What is left out is named, on stderr and in FILE.md.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -20,8 +22,9 @@ import figures
 import runs
 from common import command_line
 from common.errors import exit_in_one_line
+from common.files import write_whole
 from common.scores import SCORES
-from published import published_scores
+from published import num_tasks, published_scores
 from runs import Comparison, Run, natural
 
 import matplotlib
@@ -38,7 +41,8 @@ MORE_COLOURS = tuple(map(matplotlib.colors.to_hex, matplotlib.colormaps["tab20b"
 MARKERS = "osD^vPX*"
 CONFIDENCE = 0.95
 PANEL = (3.1, 2.5)  # inches
-COLUMNS = 4
+PAPER = {1: 3.3, 2: 6.9}  # inches of a paper's column, and of two
+FONT = 9  # points, and 7 in a paper's figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,12 @@ class PlotArgs:
     """Name of the figure, without its ending."""
     x: Literal["updates", "minutes"] = "updates"
     """Learning curves over updates, or over wall-clock minutes (evaluation included)."""
+    columns: Literal[1, 2] | None = None
+    """For a paper: as wide as one column (3.3 inches) or two (6.9), with its fonts."""
+    notes: bool = False
+    """Put what FILE.md says under the figure, too."""
+    formats: tuple[Literal["pdf", "png", "svg"], ...] = ("pdf", "png")
+    """Files to write."""
 
 
 class Style(NamedTuple):
@@ -93,7 +103,7 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
         colour = style[method].colour
         for run in members if few else ():
             positions = [_position(run, step, x) for step in run.curve]
-            axes.plot(positions, list(run.curve.values()), c=colour, lw=0.6, alpha=0.4)
+            axes.plot(positions, list(run.curve.values()), c=colour, lw=_scale(0.6), alpha=0.4)
         counted = [run for run in comparison.counted(task, method) if x == "updates" or run.minutes]
         steps = sorted(set.intersection(*(set(run.curve) for run in counted))) if counted else []
         if not steps:
@@ -106,7 +116,7 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
             )
         # Of lines that coincide, the first ones look out from under the others: wider, with larger, hollow markers.
         under = len(comparison.tasks[task]) - 1 - i if few else 0
-        width = {"ms": 4 + 2.5 * under, "lw": 1.8 + 1.1 * under, "mfc": "none" if under else colour}
+        width = {"ms": _scale(4 + 2.5 * under), "lw": _scale(1.8 + 1.1 * under), "mfc": "none" if under else colour}
         axes.plot(positions, values.mean(axis=0), c=colour, marker=style[method].marker, label=method, **width)
     members = [run for runs in comparison.tasks[task].values() for run in runs]
     switches = {_position(run, run.args["offline_steps"], x) for run in members if run.args["online_steps"] > 0}
@@ -115,6 +125,11 @@ def draw_curves(axes: Axes, task: str, comparison: Comparison, style: dict[str, 
     axes.set(title=drawable(task), xlabel="updates (thousands)" if x == "updates" else "wall-clock (minutes)")
     _score_axis(axes, members)
     axes.grid(alpha=0.3, lw=0.5)
+
+
+def _scale(points: float) -> float:
+    """A length that goes with the font."""
+    return points * plt.rcParams["font.size"] / FONT
 
 
 def _position(run: Run, step: int, x: str) -> float:
@@ -128,37 +143,47 @@ def _score_axis(axes: Axes, members: list[Run]) -> None:
         axes.set_ylim(-3, 103)
 
 
-def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style]) -> None:
-    """Bars of the headline score: mean and interval over seeds, each seed a dot, the paper's number a line."""
+def draw_scores(axes: Axes, comparison: Comparison, style: dict[str, Style], width: float) -> None:
+    """Bars of the headline score: mean and interval over seeds, each seed a dot, the paper's number a line.
+
+    The paper has numbers of groups of tasks alone: the line is there where a method has finished a whole group.
+    """
     tasks, methods = list(comparison.tasks), comparison.methods
-    width = 0.8 / len(methods)
-    paper = published_scores()
+    bar, paper, sizes = 0.8 / len(methods), published_scores(), num_tasks()
+    finished = collections.Counter(
+        (comparison.finished(task, method)[0].paper_group, method)
+        for task in tasks
+        for method in methods
+        if comparison.finished(task, method)
+    )
     for i, task in enumerate(tasks):
         for j, method in enumerate(methods):
             scores = np.array([run.score for run in comparison.finished(task, method)])
-            left = i - 0.4 + j * width
+            left = i - 0.4 + j * bar
             if scores.size == 0:
                 if method in comparison.tasks[task]:
-                    where = {"ha": "center", "va": "bottom", "fontsize": 6, "c": "0.4"}
-                    axes.text(left + width / 2, 1, "unfinished", rotation=90, **where)
+                    where = {"ha": "center", "va": "bottom", "fontsize": "x-small", "c": "0.4"}
+                    axes.text(left + bar / 2, 1, "unfinished", rotation=90, **where)
                 continue
             colour, metric = style[method].colour, comparison.tasks[task][method][0].metric
-            axes.bar(left + width / 2, scores.mean(), 0.9 * width, color=colour, alpha=0.75)
-            axes.hlines(0, left + 0.05 * width, left + 0.95 * width, colors=colour, lw=2.5)  # seen where the bar is 0
+            axes.bar(left + bar / 2, scores.mean(), 0.9 * bar, color=colour, alpha=0.75)
+            axes.hlines(0, left + 0.05 * bar, left + 0.95 * bar, colors=colour, lw=2.5)  # seen where the bar is 0
             if scores.size > 1:
                 low, high = confidence_interval(scores[:, None], metric)
                 error = [[scores.mean() - low[0]], [high[0] - scores.mean()]]
-                axes.errorbar(left + width / 2, scores.mean(), error, c="0.2", capsize=2, lw=1)
-            axes.plot(np.full(scores.size, left + 0.3 * width), scores, "o", mfc=colour, mec="k", mew=0.5, ms=2.8)
+                axes.errorbar(left + bar / 2, scores.mean(), error, c="0.2", capsize=_scale(2), lw=_scale(1))
+            dots = {"mfc": colour, "mec": "k", "mew": 0.5, "ms": _scale(2.8)}
+            axes.plot(np.full(scores.size, left + 0.3 * bar), scores, "o", **dots)
             first = comparison.tasks[task][method][0]
             published = paper.get((first.paper_group, first.algorithm))
-            if published is not None:
-                line = axes.hlines(published[0], left, left + width, colors="k", linestyles=(0, (2, 1)), lw=1.6)
+            if published is not None and finished[first.paper_group, method] == sizes[first.paper_group]:
+                line = axes.hlines(published[0], left, left + bar, colors="k", linestyles=(0, (2, 1)), lw=_scale(1.6))
                 line.set_label("paper: mean over the tasks of the group, full training")
-    rotation, side = (0, "center") if len(tasks) <= 2 else (20, "right") if len(tasks) <= 12 else (90, "center")
+    fits = sum(len(task) + 1 for task in tasks) * _letter(1) < width - 0.6
+    rotation, side = (0, "center") if fits else (20, "right") if len(tasks) * _scale(0.35) < width else (90, "center")
     axes.set_xticks(range(len(tasks)), tasks, rotation=rotation, ha=side)
-    axes.tick_params(axis="x", labelsize=9 if len(tasks) <= 12 else 7)
-    axes.set(title="headline score (dots: seeds)", xlim=(-0.6, len(tasks) - 0.4))
+    axes.tick_params(axis="x", labelsize="medium" if rotation < 90 else "small")
+    axes.set(title="headline score", xlim=(-0.6, len(tasks) - 0.4))
     _score_axis(axes, comparison.runs)
     axes.grid(axis="y", alpha=0.3, lw=0.5)
 
@@ -219,17 +244,19 @@ def performance_profile(thresholds: np.ndarray) -> Callable[..., np.ndarray]:
     return profile
 
 
-def draw_interquartile_means(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[str, Style]) -> None:
+def draw_interquartile_means(
+    axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[str, Style], comparison: Comparison
+) -> None:
     """One line a method."""
     for i, (method, tasks) in enumerate(reversed(scores.items())):
         centre = interquartile_mean(*tasks, axis=-1)
         low, high = bootstrap(tasks, interquartile_mean)
         axes.fill_betweenx([i - 0.25, i + 0.25], low, high, color=style[method].colour, alpha=0.5, lw=0)
         axes.plot([centre, centre], [i - 0.25, i + 0.25], c=style[method].colour, lw=3)
-        axes.text(centre, i + 0.32, f"{centre:.1f}", ha="center", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(scores)), [method.replace(", ", ",\n") for method in reversed(scores)])
-    axes.tick_params(axis="y", labelsize=min(9, 40 / len(scores)))
-    axes.set(title=f"interquartile mean, {len(tasks)} tasks", xlabel="score", ylim=(-0.6, len(scores) - 0.1))
+        axes.text(centre, i + 0.32, f"{centre:.1f}", ha="center", va="bottom", fontsize="small")
+    axes.set_yticks(range(len(scores)), [comparison.label(method).replace(", ", ",\n") for method in reversed(scores)])
+    axes.tick_params(axis="y", labelsize=min(plt.rcParams["font.size"], 40 / len(scores)))
+    axes.set(title="interquartile mean", xlabel=f"score ({len(tasks)} tasks)", ylim=(-0.6, len(scores) - 0.1))
     axes.grid(axis="x", alpha=0.3, lw=0.5)
 
 
@@ -242,62 +269,84 @@ def draw_profiles(axes: Axes, scores: dict[str, list[np.ndarray]], style: dict[s
         low, high = bootstrap(tasks, profile)
         axes.fill_between(thresholds, low, high, color=style[method].colour, alpha=0.15, lw=0)
         axes.plot(thresholds, profile(*tasks, axis=-1), c=style[method].colour, lw=1.8)
-    axes.set(title="performance profile", xlabel="score x", ylabel="runs that score above x (%)", ylim=(-3, 103))
+    axes.set(title="profile of scores", xlabel="score x", ylabel="runs above x (%)", ylim=(-3, 103))
     axes.grid(alpha=0.3, lw=0.5)
 
 
-def arrange(tasks: list[str], statistics: list[str]) -> list[list[str]]:
-    """Rows of panels, as `subplot_mosaic` takes them: curves, then the bars in all the room that statistics leave."""
+def arrange(tasks: list[str], statistics: list[str], most: int) -> list[list[str]]:
+    """Rows of panels, at most so many in one: curves, spread evenly, then scores and statistics."""
     if len(tasks) == 1:
         return [[*tasks, "scores"]]
-    columns = min(max(len(tasks), 3 if statistics else 2), COLUMNS)
-    curves = tasks + ["."] * (-len(tasks) % columns)
-    rows = [curves[i : i + columns] for i in range(0, len(curves), columns)]
-    if len(tasks) <= 12:
-        return [*rows, ["scores"] * (columns - len(statistics)) + statistics]
-    rest = statistics + ["."] * (columns - len(statistics))
-    return [*rows, ["scores"] * columns, *([rest] if statistics else [])]  # so many bars need the whole width
+    rows = [row.tolist() for row in np.array_split(tasks, math.ceil(len(tasks) / most))]
+    if len(tasks) > 12 or most < 3:  # so many bars need the whole width
+        return [*rows, ["scores"], *([statistics] if statistics else [])]
+    return [*rows, ["scores", *statistics]]
 
 
-def draw(comparison: Comparison, x: str) -> plt.Figure:
+def draw(comparison: Comparison, x: str, columns: int | None = None, notes: bool = False) -> plt.Figure:
     """The whole figure: curves, scores, statistics over tasks where there are several."""
+    with plt.rc_context({"font.size": 7, "axes.titlesize": 6.5, "axes.linewidth": 0.6} if columns else {}):
+        return _draw(comparison, x, columns, notes)
+
+
+def _draw(comparison: Comparison, x: str, columns: int | None, notes: bool) -> plt.Figure:
     style = styles({*comparison.methods, *comparison.algorithms})
     tasks, common = list(comparison.tasks), common_tasks(comparison)
     scores = {
         algorithm: [np.array([run.score for run in of[algorithm]]) for of in common.values()]
         for algorithm in comparison.algorithms
     }
-    mosaic = arrange(tasks, ["means", "profiles"] if len(common) >= 2 else [])
-    width = PANEL[0] * len(mosaic[0])
-    lines = map(drawable, _caption(comparison, x))
-    caption = "\n".join(textwrap.fill(line, int(17 * width), subsequent_indent="    ") for line in lines)
-    foot = 0.125 * (caption.count("\n") + 1) + 0.1
-    handles = len(comparison.methods) + 1
-    letters = int((width - 0.8) / 0.06)  # in a line of the legend: inches, of 8 points, beside a handle
-    labels = {m: textwrap.fill(drawable(_with_seeds(m, comparison)), letters) for m in comparison.methods}
-    longest = max(len(line) for label in labels.values() for line in label.splitlines())
-    legend_columns = min(handles, max(1, int(width / (0.06 * longest + 0.6))))
-    lines = sum(label.count("\n") for label in labels.values())
-    height = PANEL[1] * len(mosaic) + foot + 0.22 * math.ceil(handles / legend_columns) + 0.14 * lines
-    figure = plt.figure(figsize=(width, height), layout="constrained")
-    graphs, text = figure.subfigures(2, 1, height_ratios=[height - foot, foot])
-    axes = graphs.subplot_mosaic(mosaic)
-    for task in comparison.tasks:
+    most = 2 * columns if columns else 4 if len(tasks) <= 12 else 6
+    rows = arrange(tasks, ["means", "profiles"] if len(common) >= 2 else [], most)
+    longest = max(map(len, rows))
+    width = PAPER[columns] if columns else PANEL[0] * longest
+    panel = 0.3 + 0.85 * width / most if columns else PANEL[1]
+
+    title = _wrapped(comparison.title, width, 0)
+    caption = "\n".join(_wrapped(line, width, -2) for line in caption_of(comparison, x)) if notes else ""
+    legend = {method: _wrapped(_with_seeds(method, comparison), width - 0.4, -1) for method in comparison.methods}
+    letters = max(len(line) for entry in legend.values() for line in entry.splitlines())
+    beside = max(1, int(width / (letters * _letter(-1) + 0.6)))  # entries in a row, each with a handle
+    in_legend = math.ceil((len(legend) + 1) / beside) + sum(entry.count("\n") for entry in legend.values())
+
+    panels = [panel * (1.4 if row == ["scores"] else 1) for row in rows]  # alone where there are many, or little room
+    heights = [_height(title, 0), *panels, _scale(0.2) * in_legend + 0.05, _height(caption, -2)]
+    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
+    above, *parts, below, foot = figure.subfigures(len(heights), 1, height_ratios=heights)
+    above.text(0.5, 0.5, title, ha="center", va="center")
+    foot.text(0.01, 1, caption, ha="left", va="top", fontsize=plt.rcParams["font.size"] - 2, c="0.25")
+    axes = {}
+    for part, row in zip(parts, rows, strict=True):
+        ratios = [longest - len(row) + 1 if name == "scores" else 1 for name in row]
+        axes |= zip(row, part.subplots(1, len(row), width_ratios=ratios, squeeze=False)[0], strict=True)
+    for task in tasks:
         draw_curves(axes[task], task, comparison, style, x)
-    draw_scores(axes["scores"], comparison, style)
+    draw_scores(axes["scores"], comparison, style, width * (longest - len(rows[-1]) + 1) / longest)
     if "means" in axes:
-        draw_interquartile_means(axes["means"], scores, style)
+        draw_interquartile_means(axes["means"], scores, style, comparison)
         draw_profiles(axes["profiles"], scores, style)
 
-    legend = {}
+    handles = {}
     for panel in axes.values():
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            legend.setdefault(labels.get(label, label), handle)
-    graphs.legend(
-        legend.values(), legend.keys(), loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=8
-    )
-    text.text(0.01, 1, caption, ha="left", va="top", fontsize=7, c="0.25")
+            handles.setdefault(legend.get(label, label), handle)
+    below.legend(handles.values(), handles.keys(), loc="center", ncols=beside, frameon=False, fontsize="small")
     return figure
+
+
+def _letter(points: int) -> float:
+    """Inches of a letter, by how much it is larger than the font."""
+    return 0.0075 * (plt.rcParams["font.size"] + points)
+
+
+def _wrapped(text: str, width: float, points: int) -> str:
+    """In lines of so many inches."""
+    return textwrap.fill(drawable(text), int(width / _letter(points)), subsequent_indent="    " * (points == -2))
+
+
+def _height(text: str, points: int) -> float:
+    """Inches of its lines."""
+    return 0.018 * (plt.rcParams["font.size"] + points) * (text.count("\n") + 1) + 0.05 if text else 0.01
 
 
 @functools.cache
@@ -310,21 +359,21 @@ def drawable(text: str) -> str:
     return "".join(c if ord(c) in _glyphs() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _with_seeds(label: str, comparison: Comparison) -> str:
+def _with_seeds(method: str, comparison: Comparison) -> str:
     """'FQL, 3 seeds', for a method; the number may differ between tasks."""
-    numbers = sorted({len(comparison.counted(task, label)) for task in comparison.tasks} - {0})
+    numbers = sorted({len(comparison.counted(task, method)) for task in comparison.tasks} - {0})
     if not numbers:
-        return label
+        return comparison.label(method)
     count = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
-    return f"{label}, {count} {'seed' if count == '1' else 'seeds'}"
+    return f"{comparison.label(method)}, {count} {'seed' if count == '1' else 'seeds'}"
 
 
-def _caption(comparison: Comparison, x: str) -> list[str]:
+def caption_of(comparison: Comparison, x: str) -> list[str]:
     """What the figure shows, on what data, and what it does not show."""
     data = "; ".join(sorted({run.data for run in comparison.runs}))
     lines = [
-        "Thick lines and bars: mean over seeds. Bands and whiskers: 95 % interval (Student's t over seeds; stratified "
-        "bootstrap over seeds for interquartile means and profiles). Headline score: mean of the last three "
+        "Thick lines and bars: mean over seeds; dots: seeds. Bands and whiskers: 95 % interval (Student's t over "
+        "seeds; stratified bootstrap over seeds for interquartile means and performance profiles). Headline score: mean of the last three "
         "evaluations (D4RL: the last).",
         f"Data: {data}.",
     ]
@@ -356,7 +405,12 @@ def main(args: PlotArgs) -> None:
     """Read, draw, write."""
     comparison = runs.read(list(args.runs))
     runs.report(comparison.notes)
-    print(*figures.save(draw(comparison, args.x), args.out), sep="\n")
+    paths = figures.save(draw(comparison, args.x, args.columns, args.notes), args.out, args.formats)
+    lines = [comparison.title, *caption_of(comparison, args.x)]
+    text = "\n".join(f"- {runs.printable(line)}" for line in lines if line) + "\n"
+    notes = args.out.with_name(f"{args.out.name}.md")
+    write_whole(notes, lambda file: file.write_text(text, encoding="utf-8"))
+    print(*paths, notes, sep="\n")
 
 
 if __name__ == "__main__":

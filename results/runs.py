@@ -125,6 +125,21 @@ class Comparison:
         return [run for methods in self.tasks.values() for members in methods.values() for run in members]
 
     @property
+    def title(self) -> str:
+        """What all runs have in common that is not the paper's: 'tau 0.01; hidden_sizes 64 64'; '' if nothing is."""
+        named = [run.algorithm.split(", ")[1:] for run in self.runs]
+        sizes = [run.size.split(", ") for run in self.runs]
+        return "; ".join([*_in_all(named), *_in_all(sizes)])
+
+    def label(self, method: str) -> str:
+        """A method's name without what the title says."""
+        (algorithm,) = {run.algorithm for of in self.tasks.values() for run in of.get(method, [])} or {method}
+        name, *others = algorithm.split(", ")
+        return ", ".join(
+            [name, *(other for other in others if other not in self.title.split("; "))]
+        ) + method.removeprefix(algorithm)
+
+    @property
     def notes_on_minutes(self) -> list[str]:
         """Where they cannot be compared."""
         tasks = collections.defaultdict(list)
@@ -144,6 +159,11 @@ class Comparison:
     def methods_of(self, task: str, algorithm: str) -> list[str]:
         """The methods of an algorithm on one task; more than one if it was run with several settings."""
         return [name for name, members in self.tasks[task].items() if members[0].algorithm == algorithm]
+
+
+def _in_all(lists: list[list[str]]) -> list[str]:
+    """What is in each of them. That a script was changed belongs to a name wherever it stands."""
+    return [item for item in lists[0] if all(item in each for each in lists) and item not in ("", "modified")]
 
 
 def read(paths: list[pathlib.Path]) -> Comparison:

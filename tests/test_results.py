@@ -190,6 +190,7 @@ def test_imperfect_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
     assert not any("good" in line for line in named if "twice" not in line), named
     for ending in (".png", ".pdf"):
         assert (tmp_path / "figure").with_suffix(ending).stat().st_size > 5000
+    assert "is damaged" in (tmp_path / "figure.md").read_text()
     table.main(table.TableArgs((tmp_path,)))
     assert cell(capsys.readouterr().out, "cube-single DROL(16)", "seeds") == "2"  # the two that are finished
 
@@ -199,9 +200,58 @@ def test_an_unfinished_seed_does_not_cut_the_others_short(tmp_path, markdown):
         write_run(tmp_path / f"{seed}", seed=seed)
     write_run(tmp_path / "2", seed=2, scores=(10,))
     assert cell(markdown(tmp_path), "cube-single DROL(16)", "updates to 50") == "200"
-    axes = plot.draw(runs.read([tmp_path]), "updates").subfigs[0].axes[0]
+    axes = plot.draw(runs.read([tmp_path]), "updates").axes[0]
     means = [line for line in axes.lines if line.get_label() == "DROL(16)"]
     np.testing.assert_allclose(means[0].get_xydata(), [[0.1, 10], [0.2, 60], [0.3, 80]])
+
+
+def test_what_all_methods_share_is_in_the_title_and_not_in_the_legend(tmp_path):
+    for q_coef in (1.0, 3.0):
+        write_run(tmp_path / f"{q_coef}", tau=0.1, q_coef=q_coef)
+    write_run(tmp_path / "fql", algorithm="fql", tau=0.1)
+    comparison = runs.read([tmp_path])
+    assert comparison.title == "tau 0.1; offline_steps 300; hidden_sizes 8 8"
+    assert [comparison.label(method) for method in comparison.methods] == ["DROL(16)", "DROL(16), q_coef 3", "FQL"]
+    texts = [text.get_text() for text in plot.draw(comparison, "updates").findobj(matplotlib.text.Text)]
+    assert [text for text in texts if "tau" in text] == [comparison.title]
+    edit_config(tmp_path / "fql", lambda config: config["code"][0].update(modified=True))
+    modified = runs.read([tmp_path / "fql"])
+    assert modified.label(*modified.methods) == "FQL, modified"  # which no title takes from a name
+
+
+def test_the_papers_line_is_where_its_whole_group_is(tmp_path):
+    def draws_the_papers() -> bool:
+        figure = plot.draw(runs.read([tmp_path]), "updates")
+        return any(text.get_text().startswith("paper: ") for text in figure.findobj(matplotlib.text.Text))
+
+    for number in range(1, 5):
+        write_run(tmp_path / str(number), f"cube-double-task{number}")
+    assert not draws_the_papers()
+    write_run(tmp_path / "5", "cube-double-task5")
+    assert draws_the_papers()
+
+
+@pytest.mark.parametrize(("columns", "inches"), [(1, 3.3), (2, 6.9)])
+def test_a_papers_figure_is_as_wide_as_its_columns_and_holds_its_texts(columns, inches, tmp_path):
+    for env_id in ("cube-single", "scene", "antmaze-medium-diverse", "humanoidmaze-medium-task2", "puzzle-3x3"):
+        write_run(tmp_path / env_id, env_id)
+        write_run(tmp_path / f"fql-{env_id}", env_id, "fql", learning_rate=1e-4)
+    figure = plot.draw(runs.read([tmp_path]), "updates", columns)
+    assert figure.get_size_inches()[0] == pytest.approx(inches)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        left, right = axes.title.get_window_extent().intervalx
+        assert -1 <= left < right <= figure.bbox.width + 1, axes.get_title()
+
+
+def test_notes_are_beside_the_figure_and_files_are_those_asked_for(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    plot.main(plot.PlotArgs((tmp_path,), tmp_path / "figure", formats=("svg",)))
+    assert {path.name for path in tmp_path.glob("figure.*")} == {"figure.svg", "figure.md"}
+    assert "- Data: " in (tmp_path / "figure.md").read_text()
+    drawn = (tmp_path / "figure.svg").read_bytes()
+    plot.main(plot.PlotArgs((tmp_path,), tmp_path / "figure", formats=("svg",)))
+    assert (tmp_path / "figure.svg").read_bytes() == drawn
 
 
 def test_several_settings_of_one_task_are_said_and_not_called_not_run(tmp_path, markdown):
@@ -346,8 +396,8 @@ def test_single_seeds_have_no_interval_and_several_tasks_have_statistics(tmp_pat
         for env_id in ("cube-single", "scene"):
             write_run(tmp_path / f"{algorithm}-{env_id}", env_id, algorithm)
     figure = plot.draw(runs.read([tmp_path]), "updates")
-    titles = {axes.get_title() for subfigure in figure.subfigs for axes in subfigure.axes}
-    assert {"cube-single", "scene", "interquartile mean, 2 tasks", "performance profile"} <= titles
+    titles = {axes.get_title() for axes in figure.axes}
+    assert {"cube-single", "scene", "interquartile mean", "profile of scores"} <= titles
     assert np.isnan(plot.confidence_interval(np.array([[1.0, 2.0]]), "evaluation/return")).all()
 
 
@@ -365,11 +415,11 @@ def test_the_interval_over_seeds_is_students():
 def test_what_was_not_run_is_said_once_and_zeros_are_seen(tmp_path):
     for algorithm, env_id in (("drol", "cube-single"), ("drol", "scene"), ("fql", "cube-single")):
         write_run(tmp_path / f"{algorithm}-{env_id}", env_id, algorithm, scores=(0, 0, 0))
-    figure = plot.draw(runs.read([tmp_path]), "updates")
+    figure = plot.draw(runs.read([tmp_path]), "updates", notes=True)
     texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert sum("not run" in text.lower() for text in texts) == 1
     assert any("Not run: FQL: scene." in text for text in texts)
-    (curves,) = [axes for part in figure.subfigs for axes in part.axes if axes.get_title() == "cube-single"]
+    (curves,) = [axes for axes in figure.axes if axes.get_title() == "cube-single"]
     under, over = [line for line in curves.get_lines() if line.get_label() in ("DROL(16)", "FQL")]
     np.testing.assert_array_equal(under.get_ydata(), over.get_ydata())
     assert under.get_linewidth() > over.get_linewidth() and under.get_markersize() > over.get_markersize()
@@ -431,7 +481,7 @@ def test_fine_tuned_runs_stand_apart_and_show_the_switch(tmp_path, markdown):
     assert cell(text, "cube-single DROL(16), fine-tuned", "updates") == "100 + 200 online"
     assert cell(text, "cube-single DROL(16), fine-tuned", "paper, mean of the group") == "-"
     figure = plot.draw(plot.runs.read([online]), "updates")
-    (curves,) = (axes for sub in figure.subfigs for axes in sub.axes if axes.get_title() == "cube-single")
+    (curves,) = (axes for axes in figure.axes if axes.get_title() == "cube-single")
     (switch,) = (line for line in curves.lines if line.get_label() == "from here on online")
     assert switch.get_xdata() == [0.1, 0.1]
 
@@ -462,7 +512,7 @@ def test_a_task_with_more_seeds_weighs_no_more(tmp_path):
     common = plot.common_tasks(comparison)
     seeds = {task: [run.seed for run in of["DROL(16)"]] for task, of in common.items()}
     assert seeds == {"cube-single": [0, 1], "scene": [0, 1]}
-    assert "a2 (not every task has its seed)" in "".join(plot._caption(comparison, "updates"))
+    assert "a2 (not every task has its seed)" in "".join(plot.caption_of(comparison, "updates"))
     for folder in ("b0", "b1"):
         shutil.rmtree(tmp_path / folder)
     write_run(tmp_path / "c", "scene", seed=7)
