@@ -13,7 +13,7 @@ from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz
 from common.env_ids import HDF5_SUFFIXES, EnvSpec
 from common.envs import make_evaluation_env, try_out
 from common.errors import UserError, describe_os_error, expanded
-from common.files import found, found_or_made, sha256, write_whole
+from common.files import found, found_or_made, write_whole
 from common.replay import Dataset
 
 import tqdm
@@ -59,11 +59,13 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
     else:
         path = locate(spec, args)
     if spec.suite == "ogbench":
-        return ogbench_npz.read(spec, path, args.own_rewards), provenance(path)
+        dataset, digest = ogbench_npz.read(spec, path, args.own_rewards)
+        return dataset, provenance(path, digest)
     rescaled = _try_out(spec, path)
     if is_minari:
         return minari_sets.read(spec, path), minari_sets.provenance(path) | rescaled
-    return READERS[spec.suite].read(spec, path), provenance(path) | rescaled
+    dataset, digest = READERS[spec.suite].read(spec, path)
+    return dataset, provenance(path, digest) | rescaled
 
 
 def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
@@ -160,18 +162,16 @@ def _fetch(spec: EnvSpec, source: str, url: str, path: pathlib.Path, temporary: 
                 bar.update(file.write(chunk))
                 if (passed := time.monotonic() - begun) > SLOW_AFTER_S and bar.n < passed * SLOW_BYTES_A_SECOND:
                     raise requests.exceptions.Timeout
-    digest = sha256(temporary)
+    _, digest = READERS[spec.suite].read(spec, temporary)  # most official files have no published checksum
     if digest != KNOWN_SHA256.get(path.name, digest):
         raise UserError(f"{url}: its SHA-256 is not the official file's")
-    READERS[spec.suite].read(spec, temporary)  # most official files have no published checksum
     text = json.dumps({"source": source, "url": url, "sha256": digest}, indent=2) + "\n"
     write_whole(path.with_suffix(".json"), lambda json_file: json_file.write_text(text))
 
 
-def provenance(path: pathlib.Path) -> Provenance:
+def provenance(path: pathlib.Path, digest: str) -> Provenance:
     """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
-    origin: Provenance = {"path": str(path.absolute()), "sha256": sha256(path)}
-    return _source(path, origin["sha256"]) | origin
+    return _source(path, digest) | {"path": str(path.absolute()), "sha256": digest}
 
 
 def _source(path: pathlib.Path, digest: str) -> Provenance:
