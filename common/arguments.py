@@ -54,7 +54,10 @@ class RunArgs:
     data_source: Annotated[DataSource, Role.DATA] = "auto"
     """auto: a file that is there, else the official server, else its mirror, else collect it here."""
     dataset_path: Annotated[pathlib.Path | None, Role.PLACE] = None
-    """Train on this file (OGBench's npz, D4RL's HDF5, transitions for one's own environment) or folder (Minari)."""
+    """Train on this file (OGBench's npz, D4RL's HDF5, transitions for one's own environment) or folder (Minari's, or of
+    OGBench's shards)."""
+    num_shards: Annotated[Count | None, Role.DATA] = None
+    """Of a folder of shards, take the first N; all of them if unset."""
     dataset_dir: Annotated[pathlib.Path, Role.PLACE] = pathlib.Path("~/.ogbench/data")
     """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH, that of D4RL's own
     files D4RL_DATASET_DIR)."""

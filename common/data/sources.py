@@ -9,7 +9,7 @@ from typing import Any
 
 from common import actions, minari_envs, mujoco_versions
 from common.arguments import RunArgs
-from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz
+from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz, shards
 from common.env_ids import HDF5_SUFFIXES, EnvSpec
 from common.envs import make_evaluation_env, try_out
 from common.errors import UserError, describe_os_error, expanded
@@ -45,27 +45,38 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
     Raises:
         UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
     """
-    is_minari = spec.suite == "d4rl"
     if args.own_rewards and spec.suite != "ogbench":
         raise UserError(f"--own-rewards is for OGBench's environments, not for {spec.name}")
-    if args.dataset_path is not None:
-        path = expanded(args.dataset_path)
-        if is_minari and not (path / "data").is_dir():
-            raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
-        if not is_minari and not path.is_file():
-            raise UserError(f"--dataset-path {path}: no such file")
-    elif spec.suite == "gymnasium":
-        raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
-    else:
-        path = locate(spec, args)
+    path = locate(spec, args) if args.dataset_path is None else _given(spec, expanded(args.dataset_path))
+    if args.num_shards is not None and not (spec.suite == "ogbench" and path.is_dir()):
+        raise UserError(f"--num-shards {args.num_shards}: {path} is no folder of OGBench's shards")
+    if spec.suite == "ogbench" and path.is_dir():
+        return _load_shards(spec, path, args)
     if spec.suite == "ogbench":
         dataset, digest = ogbench_npz.read(spec, path, args.own_rewards)
         return dataset, provenance(path, digest)
     rescaled = _try_out(spec, path)
-    if is_minari:
+    if spec.suite == "d4rl":
         return minari_sets.read(spec, path), minari_sets.provenance(path) | rescaled
     dataset, digest = READERS[spec.suite].read(spec, path)
     return dataset, provenance(path, digest) | rescaled
+
+
+def _given(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
+    """The path of --dataset-path. Raises `UserError` if there cannot be this environment's data."""
+    if spec.suite == "d4rl" and not (path / "data").is_dir():
+        raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
+    if spec.suite != "d4rl" and not (path.is_file() or (spec.suite == "ogbench" and path.is_dir())):
+        raise UserError(f"--dataset-path {path}: no such file")
+    return path
+
+
+def _load_shards(spec: EnvSpec, folder: pathlib.Path, args: RunArgs) -> tuple[Dataset, Provenance]:
+    """Those of a folder, or the first of them."""
+    paths = shards.find(folder, args.num_shards)
+    dataset, digests = ogbench_npz.read_shards(spec, paths, args.own_rewards)
+    sources = [_source(path, digest) for path, digest in zip(paths, digests, strict=True)]
+    return dataset, shards.provenance(folder, paths, digests, sources, dataset.num_transitions)
 
 
 def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
@@ -80,7 +91,11 @@ def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
 
 
 def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
-    """The data set's file, or Minari's folder, in the first place that has it; each step is announced in one line."""
+    """The data set's file or folder, in the first place that has it; each step is announced in one line."""
+    if spec.size and args.data_source != "collect":
+        return _locate_shards(spec, expanded(args.dataset_dir) / spec.dataset_name, args.num_shards)
+    if spec.suite == "gymnasium":
+        raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
     may_collect = args.data_source == "auto" and collect.is_collectable(spec)
     folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari and d4rl have their own
 
@@ -111,6 +126,20 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
     return found_or_made(original, find, make)
 
 
+def _locate_shards(spec: EnvSpec, folder: pathlib.Path, num_shards: int | None) -> pathlib.Path:
+    """The folder of a set of 100 million transitions, where the shards that are missing are downloaded, one by one."""
+    names = shards.official_names(spec)
+    if num_shards is not None and num_shards > len(names):
+        raise UserError(f"--num-shards {num_shards}: {spec.family} has {len(names)}")
+    wanted = [folder / name for name in names[:num_shards]]
+    missing = [path for path in wanted if not path.is_file()]
+    download = f", of which {len(missing)} are missing and downloaded" if missing else ""
+    print(f"data: {len(wanted)} shards in {folder}{download}", flush=True)
+    for path in missing:
+        found_or_made(path, lambda path=path: found(path), lambda path=path: _download(spec, path))
+    return folder
+
+
 def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
     """Download a file of OGBench or D4RL, check that it is the environment's data, and only then give it its name.
 
@@ -119,7 +148,8 @@ def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
     """
     import requests
 
-    urls = {"official": f"{OFFICIAL_SERVER}/{path.name}", "mirror": f"{MIRROR}/{path.name}"}
+    name = f"{spec.dataset_name}/{path.name}" if spec.size else path.name
+    urls = {"official": f"{OFFICIAL_SERVER}/{name}", "mirror": f"{MIRROR}/{name}"}
     if spec.suite == "d4rl_hdf5":
         urls = {"official": f"{d4rl_hdf5.SERVER}/{d4rl_hdf5.remote_name(spec.name)}"}
     for name, url in urls.items():
@@ -140,7 +170,9 @@ def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
             raise UserError(f"cannot write to {path.parent}: {describe_os_error(error)}") from error
         print(f"data: {name} {server}: {problem}", flush=True)
     other = "collect it: --data-source collect"
-    if not collect.is_collectable(spec):
+    if spec.size:
+        other = "collect some: --data-source collect --collect-episodes N; shards that have arrived are kept"
+    elif not collect.is_collectable(spec):
         other = "name it with --dataset-path: no oracle collects this data"
     raise UserError(f"could not download {path.name}; put it into {path.parent}, or {other}")
 
@@ -191,7 +223,11 @@ def _source(path: pathlib.Path, digest: str) -> Provenance:
 
 
 def describe_source(origin: Provenance) -> str:
-    """For people: 'collected: 300 (official: 1000) episodes, seed 0'."""
+    """For people: 'collected: 300 (official: 1000) episodes, seed 0', 'official: 10 shards, 10,000,000 transitions'."""
+    if "shards" in origin:
+        of_one = describe_source({name: value for name, value in origin.items() if name != "shards"})
+        size = f"{origin['shards']} shards, {origin['transitions']:,} transitions"
+        return f"{of_one}{', ' if ':' in of_one else ': '}{size}"
     if origin["source"] == "collected" and "policy" in origin:
         return f"collected: {origin['episodes']} episodes of a policy trained with DROL, seed {origin['seed']}"
     if origin["source"] == "collected":
