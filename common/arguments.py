@@ -67,8 +67,9 @@ class RunArgs:
     """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
     collect_workers: Annotated[Count | None, Role.DATA, Role.HOW, Role.RESUME] = None
     """Worker processes for collection; one for each CPU core if unset."""
-    data_memory: Annotated[Literal["auto", "device", "host"], Role.HOW, Role.RESUME] = "auto"
-    """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
+    data_memory: Annotated[machine.DataMemory, Role.HOW, Role.RESUME] = "auto"
+    """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead; shards that
+    do not fit there either are mapped from files made beside them on the disk."""
 
     # Evaluation, logs and checkpoints
     eval_interval: Annotated[Count | None, Role.JUDGING, Role.RESUME] = None

@@ -181,7 +181,7 @@ class Batches:
         keys_of_update: of the key of a run and the number of an update; the first of them is the batch's.
         end_of_chunk: of the chunk that begins after an update.
         """
-        self._on_host, num_transitions = args.data_memory == "host", dataset.num_transitions
+        self._on_host, num_transitions = args.data_memory != "device", dataset.num_transitions
         # Without a copy on a CPU, where arrays are aligned for that (`check.allocate`).
         self.dataset = dataset if self._on_host else jax.device_put(dataset, seeds.shared)
         self._seeds, self._end_of_chunk = seeds, end_of_chunk

@@ -5,6 +5,7 @@ import http.server
 import pathlib
 import threading
 
+from common import machine
 from common.arguments import RunArgs
 from common.data import ogbench_npz, recipes, sources
 from common.env_ids import SHARDS_100M, resolve
@@ -151,3 +152,44 @@ def test_shards_are_downloaded_by_number_and_none_of_them_twice(server, tmp_path
     digest = sha256(tmp_path / "d" / "cube-double-play-100m-v0" / "cube-double-play-v0-000.npz")
     assert partial["shards"] == 1
     assert partial["sha256"] != digest  # a set of one shard is not called by the name of a file
+
+
+def test_what_has_no_room_in_memory_is_mapped_from_the_disk(folder, monkeypatch, capsys):
+    usual, origin = load(folder)
+    monkeypatch.setattr(machine, "free_memory", lambda: usual.num_bytes)
+    assert not isinstance(load(folder, data_memory="host")[0].observations, np.memmap)  # as it was asked for
+    mapped, same = load(folder)
+    assert same == origin
+    assert machine.place_data("auto", mapped) == "disk"
+    for name, array in vars(usual).items():
+        assert isinstance(getattr(mapped, name), np.memmap)
+        np.testing.assert_array_equal(array, getattr(mapped, name), err_msg=name)
+    monkeypatch.setattr(ogbench_npz, "read_files", None)  # from now on nothing is read but where it is said
+    np.testing.assert_array_equal(load(folder)[0].actions, usual.actions)
+    assert load(folder, num_shards=4)[1] == origin
+    assert "found" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "free_memory", lambda: usual.num_bytes)
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+    spec = resolve("pointmaze-medium-task3")
+    other, in_memory = (sources.load(spec, RunArgs(dataset_path=folder, data_memory=m))[0] for m in ("disk", "host"))
+    np.testing.assert_array_equal(other.rewards, in_memory.rewards)
+    assert not np.array_equal(other.rewards, usual.rewards)
+    assert all(path.stat().st_mtime_ns == made for path, made in files.items())  # what tasks have in common is kept
+    assert len(list(folder.rglob("*.npy"))) == len(files) + 2
+    (folder / "maze-v0-003.npz").write_bytes((folder / "maze-v0-002.npz").read_bytes())
+    assert load(folder)[1]["sha256"] != origin["sha256"]  # another shard, other arrays
+
+
+def test_maps_of_a_kill_are_removed_and_damaged_ones_named(folder):
+    _, origin = load(folder, data_memory="disk")
+    (arrays,) = (path.parent for path in folder.rglob("observations.npy"))
+    (arrays / "sha256.json").unlink()
+    (arrays / ".tmp-0.npy").write_bytes(b"left")
+    assert load(folder, data_memory="disk")[1] == origin
+    assert not list(arrays.glob(".tmp-*"))
+    (arrays / "actions.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"\.arrays/.*: damaged .*; remove it, and it is made anew"):
+        load(folder, data_memory="disk")
+    with pytest.raises(UserError, match="--data-memory disk is for a folder of OGBench's shards"):
+        load(next(folder.glob("*.npz")), data_memory="disk")

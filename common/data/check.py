@@ -223,14 +223,15 @@ def lay_out(
             columns[name] = _spread(name, columns.pop(name), places, len(last_observations))
         columns["observations"][places[ends] + 1] = last_observations
         first_rows = places[first_rows]
-    return dataset_of({name: columns.pop(name) for name in names}, first_rows)
+    learned = {name: columns.pop(name) for name in names}
+    return Dataset(**learned, transitions=in_int32(first_rows))
 
 
-def dataset_of(columns: Mapping[str, np.ndarray], starts: np.ndarray, allocate: Allocate = allocate) -> Dataset:
-    """With the numbers of the rows that start a transition."""
-    transitions = allocate("transitions", starts.shape, np.int32)
-    transitions[:] = starts
-    return Dataset(**columns, transitions=transitions)
+def in_int32(rows: np.ndarray, allocate: Allocate = allocate) -> np.ndarray:
+    """The rows that start a transition, where they stay."""
+    transitions = allocate("transitions", rows.shape, np.int32)
+    transitions[:] = rows
+    return transitions
 
 
 def to_learn(actions: np.ndarray, bounds: Bounds | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import minari_envs
 from common.actions import Bounds, bounds_of, describe
-from common.data.check import Shapes, allocate, check, check_trajectories, dataset_of, note_unread, to_learn
+from common.data.check import Shapes, allocate, check, check_trajectories, in_int32, note_unread, to_learn
 from common.env_ids import EnvSpec
 from common.errors import UserError
 from common.files import sha256, write_whole_folder
@@ -112,7 +112,8 @@ def read(spec: EnvSpec, path: pathlib.Path) -> Dataset:
         raise UserError(f"{path}: {problem}")
     note_unread(path, [f"infos ({', '.join(sorted(unread))})"] if unread else [])
     check_trajectories(path, ~ends[:rows], ends[:rows])
-    return dataset_of({name: column[:rows] for name, column in columns.items()}, np.flatnonzero(~ends[:rows]))
+    learned = {name: column[:rows] for name, column in columns.items()}
+    return Dataset(**learned, transitions=in_int32(np.flatnonzero(~ends[:rows])))
 
 
 def _learned(dataset: Any, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

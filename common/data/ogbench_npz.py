@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import pathlib
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from common.data import npz
 from common.data.check import (
@@ -16,7 +16,7 @@ from common.data.check import (
     check_block,
     check_headers,
     check_trajectories,
-    dataset_of,
+    in_int32,
     note_unread,
     to_learn,
 )
@@ -30,21 +30,23 @@ import numpy as np
 import tqdm
 
 LEARNED = ("observations", "actions", "rewards", "masks")
+COLUMNS = (*LEARNED, "transitions")
 STATES = {"qpos", "qvel", "button_states"}  # of the simulator; rewards are computed from some of them
 
 
 def read(spec: EnvSpec, path: pathlib.Path, own_rewards: bool = False) -> tuple[Dataset, str]:
-    """`read_shards` of one file. Returns its SHA-256, too."""
-    dataset, (digest,) = read_shards(spec, [path], own_rewards)
-    return dataset, digest
+    """The data set of one file, and its SHA-256; arguments and errors as of `read_files`."""
+    columns, (digest,) = read_files(spec, [path], own_rewards)
+    return Dataset(**columns), digest
 
 
-def read_shards(
+def read_files(
     spec: EnvSpec,
     paths: Sequence[pathlib.Path],
     own_rewards: bool = False,
+    names: Collection[str] = COLUMNS,
     allocate: Allocate = allocate,
-) -> tuple[Dataset, list[str]]:
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read files of trajectories, one after the other, and relabel them with the rewards and masks of one task.
 
     The relabelling is the ogbench package's own: reward = -(number of unmet sub-goals), mask 0 on success, both on the
@@ -56,10 +58,11 @@ def read_shards(
         spec: environment and task.
         paths: files.
         own_rewards: take those of the files.
-        allocate: where the arrays lie.
+        names: of the arrays that are asked for.
+        allocate: where they lie.
 
     Returns:
-        The data set, and the SHA-256 of each file.
+        The arrays of a `Dataset`, and the SHA-256 of each file.
 
     Raises:
         UserError: a file is damaged, lacks a key, or holds what cannot be this environment's data.
@@ -75,10 +78,8 @@ def read_shards(
                 unread |= file.headers.keys()
         task.note_unread(paths[0] if len(paths) == 1 else paths[0].parent, unread)
         headers |= dict.fromkeys(("rewards", "masks"), headers["terminals"])
-        columns = {
-            name: allocate(name, (sum(sizes), *headers[name].shape[1:]), headers[name].dtype) for name in LEARNED
-        }
-        ends = np.zeros(sum(sizes), bool)
+        headers = {n: Header((sum(sizes), *headers[n].shape[1:]), headers[n].dtype) for n in LEARNED if n in names}
+        columns, ends = {name: allocate(name, *header) for name, header in headers.items()}, np.zeros(sum(sizes), bool)
         rows = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
         threads = concurrent.futures.ThreadPoolExecutor(min(len(paths), available_cores()))
         try:
@@ -88,7 +89,9 @@ def read_shards(
             digests = list(bar)
         finally:
             threads.shutdown(cancel_futures=True)
-    return dataset_of(columns, np.flatnonzero(~ends), allocate), digests
+    if "transitions" in names:
+        columns["transitions"] = in_int32(np.flatnonzero(~ends), allocate)
+    return columns, digests
 
 
 class _Task:
@@ -138,7 +141,7 @@ class _Task:
 
         Args:
             path: file.
-            columns: to be filled, of its rows.
+            columns: to be filled, of its rows: those that are asked for.
             ends: [rows], to become true in the last row of each trajectory.
 
         Raises:
@@ -146,6 +149,7 @@ class _Task:
         """
         with npz.opened(path) as file:
             shapes = self._shapes_of(file) | ({"rewards": (), "masks": ()} if self._own_rewards else {})
+            shapes = {name: shape for name, shape in shapes.items() if name in columns or name not in LEARNED}
             headers = check_headers(path, file.headers, shapes, self._spec.env_name)
             *held, last = file.in_order(self._state_shapes) or [""]  # rewards are computed as the last one is read
             kept = {name: np.empty(*file.headers[name]) for name in held}
@@ -162,9 +166,10 @@ class _Task:
                         columns[name][rows] = checked
                     else:
                         ends[rows] |= checked != 0
-            check_actions(path, columns["actions"])
             check_trajectories(path, ~ends, ends)
-            to_learn(columns["actions"])
+            if "actions" in columns:
+                check_actions(path, columns["actions"])
+                to_learn(columns["actions"])
             return file.sha256()
 
     def _rewards(self, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

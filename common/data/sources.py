@@ -52,6 +52,8 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
         raise UserError(f"--num-shards {args.num_shards}: {path} is no folder of OGBench's shards")
     if spec.suite == "ogbench" and path.is_dir():
         return _load_shards(spec, path, args)
+    if args.data_memory == "disk":
+        raise UserError("--data-memory disk is for a folder of OGBench's shards")
     if spec.suite == "ogbench":
         dataset, digest = ogbench_npz.read(spec, path, args.own_rewards)
         return dataset, provenance(path, digest)
@@ -74,7 +76,7 @@ def _given(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
 def _load_shards(spec: EnvSpec, folder: pathlib.Path, args: RunArgs) -> tuple[Dataset, Provenance]:
     """Those of a folder, or the first of them."""
     paths = shards.find(folder, args.num_shards)
-    dataset, digests = ogbench_npz.read_shards(spec, paths, args.own_rewards)
+    dataset, digests = shards.read(spec, paths, args.own_rewards, args.data_memory)
     sources = [_source(path, digest) for path, digest in zip(paths, digests, strict=True)]
     return dataset, shards.provenance(folder, paths, digests, sources, dataset.num_transitions)
 
