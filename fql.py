@@ -421,6 +421,7 @@ def main(args: Args) -> list | None:
 
     with Session(runs, seeds) as session:  # progress, Ctrl-C, the end of what works in the background
         batches = session.closing(Batches(args, dataset, seeds, keys_of_update, session.end_of_chunk))
+        dataset = batches.dataset  # on the device, where it fits there: the copy on the host goes
         act = functools.partial(sample_action, args)
         evaluations, explorer = session.closing(Evaluations(session, act)), session.closing(Explorer(session, act))
         evaluations.make_up_for_missed()
@@ -430,7 +431,7 @@ def main(args: Args) -> list | None:
                 states, metrics = train(states, batches(step, end), seeds.keys.train)
             else:  # fine-tuning online: a step in the environment, and one update
                 transitions = explorer.step(step, states.params)
-                states, replays, metrics = fine_tune(states, replays, batches.dataset, seeds.keys.train, transitions)
+                states, replays, metrics = fine_tune(states, replays, dataset, seeds.keys.train, transitions)
             session.log(end, metrics, explorer)  # a row of train.csv holds means over --log-interval updates
             if runs.save_is_due(end):  # each --save-minutes, and wherever an evaluation is due
                 runs.save(end, states, replays)

@@ -54,7 +54,10 @@ class RunArgs:
     data_source: Annotated[DataSource, Role.DATA] = "auto"
     """auto: a file that is there, else the official server, else its mirror, else collect it here."""
     dataset_path: Annotated[pathlib.Path | None, Role.PLACE] = None
-    """Train on this file (OGBench's npz, D4RL's HDF5, transitions for one's own environment) or folder (Minari)."""
+    """Train on this file (OGBench's npz, D4RL's HDF5, transitions for one's own environment) or folder (Minari's, or of
+    OGBench's shards)."""
+    num_shards: Annotated[Count | None, Role.DATA] = None
+    """Of a folder of shards, take the first N; all of them if unset."""
     dataset_dir: Annotated[pathlib.Path, Role.PLACE] = pathlib.Path("~/.ogbench/data")
     """Folder that is searched, downloaded to and collected into (Minari's is MINARI_DATASETS_PATH, that of D4RL's own
     files D4RL_DATASET_DIR)."""
@@ -64,8 +67,9 @@ class RunArgs:
     """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
     collect_workers: Annotated[Count | None, Role.DATA, Role.HOW, Role.RESUME] = None
     """Worker processes for collection; one for each CPU core if unset."""
-    data_memory: Annotated[Literal["auto", "device", "host"], Role.HOW, Role.RESUME] = "auto"
-    """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead."""
+    data_memory: Annotated[machine.DataMemory, Role.HOW, Role.RESUME] = "auto"
+    """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead; shards that
+    do not fit there either are mapped from files made beside them on the disk."""
 
     # Evaluation and logging
     eval_interval: Annotated[Count | None, Role.JUDGING, Role.RESUME] = None

@@ -25,6 +25,12 @@ OGBENCH_DATASET_TYPES: dict[str, tuple[str, ...]] = {  # environment -> data set
     "scene": MANIPULATION,
     **{f"puzzle-{size}": MANIPULATION for size in ("3x3", "4x4", "4x5", "4x6")},
 }
+SHARDS_100M = {  # of OGBench's sets of 100 million transitions: how many files each has
+    "humanoidmaze-giant-navigate": 25,
+    **dict.fromkeys((f"cube-{n}-play" for n in ("double", "triple", "quadruple", "octuple")), 100),
+    **dict.fromkeys(("cube-quadruple-noisy", "scene-play"), 100),
+    **dict.fromkeys((f"puzzle-{size}-play" for size in ("3x3", "4x4", "4x5", "4x6")), 100),
+}
 NUM_TASKS = 5  # of every OGBench environment
 DEFAULT_TASKS = {"cube": 2, "scene": 2, "puzzle-3x3": 4, "puzzle-4x4": 4, "puzzle": 2, "antsoccer": 4}  # elsewhere 1
 
@@ -53,10 +59,11 @@ class EnvSpec:
         name: OGBench's single-task name ('cube-double-play-singletask-v0'), the Minari id, 'd4rl-pen-human' of D4RL's
             own file, or Gymnasium's id.
         family: the row of the published settings that it belongs to ('cube-double-play', 'pen-human'); the name itself
-            where there is none.
+            where there is none. OGBench's data set.
         env_name: OGBench environment without task ('cube-double'); elsewhere the name.
         dataset_type: OGBench data set type ('play'); empty for D4RL.
         task: OGBench task 1..5; None is the environment's default task. None for D4RL.
+        size: '100m' of OGBench's sets of 100 million transitions; else empty.
     """
 
     suite: Literal["ogbench", "d4rl", "d4rl_hdf5", "gymnasium"]
@@ -65,11 +72,12 @@ class EnvSpec:
     env_name: str
     dataset_type: str = ""
     task: int | None = None
+    size: str = ""
 
     @property
     def dataset_name(self) -> str:
-        """Stem of the official data set file, e.g. 'cube-double-play-v0' (OGBench only)."""
-        return f"{self.env_name}-{self.dataset_type}-v0"
+        """Stem of the official file, 'cube-double-play-v0'; or a folder, 'cube-double-play-100m-v0' (OGBench only)."""
+        return f"{self.family}-v0"
 
     @property
     def gym_id(self) -> str:
@@ -90,7 +98,8 @@ class EnvSpec:
             return self.name
         if self.suite != "ogbench":
             return re.sub("[/:]", "-", self.family)
-        dataset_type = "" if self.dataset_type == OGBENCH_DATASET_TYPES[self.env_name][0] else f"-{self.dataset_type}"
+        is_default = self.dataset_type == OGBENCH_DATASET_TYPES[self.env_name][0] and not self.size
+        dataset_type = "" if is_default else self.family.removeprefix(self.env_name)
         task = "" if self.task is None else f"-task{self.task}"
         return f"{self.env_name}{dataset_type}{task}"
 
@@ -100,9 +109,10 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
 
     Args:
         env_id: a short name ('cube-double', 'cube-double-task3', 'antmaze-large-stitch-task2', 'pen-human'), OGBench's
-            own ('cube-double-play-singletask-task2-v0'), a D4RL name with or without a version suffix, which is
-            Minari's data ('pen-human-v1') or, after 'd4rl-', D4RL's own file, a Minari id, or Gymnasium's id
-            ('HalfCheetah-v5'), where need be with the module that registers it ('my_envs:Reach-v0').
+            own ('cube-double-play-singletask-task2-v0') or that of a set of 100 million transitions
+            ('cube-double-play-100m'), a D4RL name with or without a version suffix, which is Minari's data
+            ('pen-human-v1') or, after 'd4rl-', D4RL's own file, a Minari id, or Gymnasium's id ('HalfCheetah-v5'),
+            where need be with the module that registers it ('my_envs:Reach-v0').
         dataset_path: a Minari data set, a folder, knows its own id, whatever it is: no other needs to be named. With an
             HDF5 file D4RL's names mean its own files.
 
@@ -150,12 +160,12 @@ def _resolve_ogbench(env_id: str) -> EnvSpec | None:
     """None if this is no name of OGBench's. Raises `UserError` if its environment has no such data."""
     match = re.fullmatch(
         rf"({'|'.join(sorted(OGBENCH_DATASET_TYPES, key=len, reverse=True))})"
-        rf"(?:-([a-z]+?))??(?:-singletask)?(?:-task([1-{NUM_TASKS}]))?(?:-v0)?",
+        rf"(?:-([a-z]+?))??(?:-(100m))?(?:-singletask)?(?:-task([1-{NUM_TASKS}]))?(?:-v0)?",
         env_id,
     )
     if match is None:
         return None
-    env_name, dataset_type, task = match.groups()
+    env_name, dataset_type, size, task = match.groups()
     dataset_types = OGBENCH_DATASET_TYPES[env_name]
     dataset_type = dataset_type or dataset_types[0]
     if dataset_type not in dataset_types:
@@ -163,8 +173,11 @@ def _resolve_ogbench(env_id: str) -> EnvSpec | None:
             f"--env-id {env_id}: {env_name} has no data set type '{dataset_type}'; it has {', '.join(dataset_types)}"
         )
     family, infix = f"{env_name}-{dataset_type}", "" if task is None else f"-task{task}"
+    if size is not None and family not in SHARDS_100M:
+        raise UserError(f"--env-id {env_id}: there are 100 million transitions of {', '.join(SHARDS_100M)}")
+    family += f"-{size}" if size else ""
     number = None if task is None else int(task)
-    return EnvSpec("ogbench", f"{family}-singletask{infix}-v0", family, env_name, dataset_type, number)
+    return EnvSpec("ogbench", f"{family}-singletask{infix}-v0", family, env_name, dataset_type, number, size or "")
 
 
 def _why_unknown(env_id: str, names: list[str]) -> str:
@@ -203,7 +216,7 @@ def minari_root() -> pathlib.Path:
 
 def known_names() -> list[str]:
     """Every short name that `resolve` accepts, e.g. for error messages."""
-    names = [*D4RL_MINARI_IDS, *(f"d4rl-{name}" for name in D4RL_FILE_NAMES)]
+    names = [*D4RL_MINARI_IDS, *(f"d4rl-{name}" for name in D4RL_FILE_NAMES), *(f"{name}-100m" for name in SHARDS_100M)]
     for env_name, dataset_types in OGBENCH_DATASET_TYPES.items():
         tasks = ["", *(f"-task{task}" for task in range(1, NUM_TASKS + 1))]
         names += [

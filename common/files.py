@@ -17,9 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
-from common.errors import UserError, describe_os_error
-
-import numpy as np
+from common.errors import UserError
 
 # What NumPy and the zip format raise on truncated or altered files.
 DAMAGE = (ValueError, TypeError, IndexError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -113,18 +111,6 @@ def check_archive(path: pathlib.Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"bad CRC-32 of {name}")
-
-
-def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, each compared with its CRC-32. Raises `UserError` if it cannot be read."""
-    try:
-        check_archive(path)
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UserError(f"cannot read {describe_os_error(error)}") from error
-    except DAMAGE as error:
-        raise UserError(f"{path}: damaged or not an npz file ({error})") from error
 
 
 def try_lock(path: pathlib.Path) -> io.TextIOWrapper | None:

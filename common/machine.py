@@ -3,13 +3,14 @@
 import functools
 import os
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from common import threefry  # noqa: F401 (random bits, written out for a CPU)
 from common.errors import UserError
-from common.processes import available_cores
+from common.processes import available_cores, free_memory
 
 import jax
+import numpy as np
 
 # Settings of JAX's that decide numbers, or stop the scripts; another project may have left others in the environment.
 NUMBERS = {
@@ -20,6 +21,7 @@ NUMBERS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
 }
+DataMemory = Literal["auto", "device", "host", "disk"]
 HEADROOM = 0.9  # of the memory that is free; the rest is for what a compiled program needs beside its arguments
 
 
@@ -62,18 +64,32 @@ def describe_device() -> str:
     return f"{jax.local_device_count()} x {kind} ({platform}), {available_cores()} CPU cores, jax {jax.__version__}"
 
 
-def place_data(data_memory: Literal["auto", "device", "host"], num_bytes: int) -> Literal["device", "host"]:
-    """Where the data set lies: where it is asked for, else on the device if it fits there, else on the host."""
-    if data_memory == "auto":
-        return "device" if _fits_on_device(num_bytes) else "host"
-    return data_memory
+def place_data(data_memory: DataMemory, dataset: Any) -> DataMemory:
+    """Where a data set lies: where it is asked for, else on the device if it fits there, else where it is.
+
+    Args:
+        data_memory: as asked for.
+        dataset: tree of NumPy arrays, which may be mapped from the disk.
+    """
+    if data_memory != "auto":
+        return data_memory
+    leaves = jax.tree.leaves(dataset)
+    is_mapped = any(isinstance(leaf, np.memmap) for leaf in leaves)
+    if _fits_on_device(sum(leaf.nbytes for leaf in leaves), is_mapped):
+        return "device"
+    return "disk" if is_mapped else "host"
 
 
-def _fits_on_device(num_bytes: int) -> bool:
-    """Whether so much can still be put on each device. A CPU's memory is the host's: there it makes no difference."""
+def _fits_on_device(num_bytes: int, is_mapped: bool) -> bool:
+    """Whether so much can still be put on each device. A CPU's memory is the host's: what is there stays."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     free = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]
-    return not free or num_bytes <= HEADROOM * min(free)
+    return num_bytes <= HEADROOM * min(free) if free else not is_mapped
+
+
+def fits_on_host(data_memory: DataMemory, num_bytes: int) -> bool:
+    """Whether so much is to be read into the host's memory, and not to be mapped from the disk."""
+    return data_memory != "disk" and (data_memory != "auto" or num_bytes <= HEADROOM * free_memory())
 
 
 CompilerOptions = dict[str, int | bool | str]

@@ -181,7 +181,8 @@ class Batches:
         keys_of_update: of the key of a run and the number of an update; the first of them is the batch's.
         end_of_chunk: of the chunk that begins after an update.
         """
-        self._on_host = args.data_memory == "host"
+        self._on_host, num_transitions = args.data_memory != "device", dataset.num_transitions
+        # Without a copy on a CPU, where arrays are aligned for that (`check.allocate`).
         self.dataset = dataset if self._on_host else jax.device_put(dataset, seeds.shared)
         self._seeds, self._end_of_chunk = seeds, end_of_chunk
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "batches")
@@ -190,7 +191,7 @@ class Batches:
         self._keys = jax.device_put(seeds.keys.train, machine.policy_device()) if self._on_host else seeds.keys.train
 
         def draw(key: Key[Array, ""], step: Int[Array, ""]) -> Int[Array, " batch"]:
-            return draw_transitions(keys_of_update(key, step)[0], args.batch_size, dataset.num_transitions)
+            return draw_transitions(keys_of_update(key, step)[0], args.batch_size, num_transitions)
 
         def draw_all(
             keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int

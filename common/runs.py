@@ -139,8 +139,8 @@ class Runs:
         dataset, provenance = sources.load(self.spec, dataclasses.replace(args, dataset_path=self.dataset_path))
         check_room(args, dataset)
         self._num_transitions = dataset.num_transitions
-        self.args = dataclasses.replace(args, data_memory=machine.place_data(args.data_memory, dataset.num_bytes))
-        if self.args.data_memory == "host" and args.online_steps > 0:
+        self.args = dataclasses.replace(args, data_memory=machine.place_data(args.data_memory, dataset))
+        if self.args.data_memory != "device" and args.online_steps > 0:
             raise UserError("--online-steps needs the data set on the device")
         for run in self.each:
             if self._is_new:

@@ -33,4 +33,5 @@ def group_of(spec: EnvSpec) -> str | None:
         group = "d4rl/antmaze" if spec.family.startswith("antmaze") else "d4rl/adroit"
         return group if spec.family in D4RL_MINARI_IDS else None
     group = f"ogbench/{spec.env_name}"
-    return group if spec.dataset_type in ("play", "navigate") and group in num_tasks() else None
+    is_papers = spec.dataset_type in ("play", "navigate") and not spec.size
+    return group if is_papers and group in num_tasks() else None

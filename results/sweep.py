@@ -137,7 +137,7 @@ def grid(args: SweepArgs, passed_on: list[str]) -> list[Method]:
             k = [f"k{settings.num_candidates}"] if "num_candidates" in origins else []
             told = [f"{choice[n][0][2:]}{'x'.join(choice[n][1:])}" for n in sorted(choice) if n not in unnamed]
             name = "-".join([algorithm, spec.short_name, *k, *told])
-            data_set = f"{spec.env_name}-{spec.dataset_type}" if spec.suite == "ogbench" else spec.name
+            data_set = spec.family if spec.suite == "ogbench" else spec.name
             fetched = ("--env-id", data_set, *itertools.chain(*map(choice.get, of_data)))
             methods[name] = Method(
                 name=name,
@@ -177,7 +177,7 @@ def tasks_named(names: Iterable[str]) -> list[EnvSpec]:
         specs += in_group or [resolve(name)]
     once = {}
     for spec in specs:  # OGBench's default task has two names
-        once.setdefault((spec.env_name, spec.dataset_type, spec.task_number), spec)
+        once.setdefault((spec.env_name, spec.family, spec.task_number), spec)
     return list(once.values())
 
 

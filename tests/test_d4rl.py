@@ -12,6 +12,7 @@ from common.data import d4rl_hdf5, sources
 from common.env_ids import D4RL_FILE_NAMES, D4RL_MINARI_IDS, resolve
 from common.envs import make_env, make_evaluation_env
 from common.errors import UserError
+from common.files import sha256
 from common.run_directory import read_config
 from common.tables import read_table
 
@@ -78,7 +79,7 @@ def as_in_the_papers(arrays: Arrays, name: str, horizon: int) -> list[Arrays]:
 
 
 def read(name: str, path: pathlib.Path):
-    return d4rl_hdf5.read(resolve(name, path), path)
+    return d4rl_hdf5.read(resolve(name, path), path)[0]
 
 
 def check_equal(data, expected: list[Arrays]) -> None:
@@ -263,7 +264,7 @@ def test_a_download_is_compared_with_the_published_checksum(server, tmp_path, mo
         load("d4rl-pen-human")
     assert "damaged, or not the expected data" in capfd.readouterr().out
     assert not list((tmp_path / "d4rl").glob("*.hdf5"))
-    digest = sources.sha256(server / "hand_dapg_v1" / "pen-human-v1.hdf5")
+    digest = sha256(server / "hand_dapg_v1" / "pen-human-v1.hdf5")
     monkeypatch.setitem(sources.KNOWN_SHA256, "pen-human-v1.hdf5", digest)
     assert load("d4rl-pen-human")[1]["source"] == "official"
 

@@ -14,6 +14,7 @@ from common.arguments import RunArgs
 from common.data import ogbench_npz, sources
 from common.env_ids import resolve
 from common.errors import UserError
+from common.files import sha256
 
 import numpy as np
 import ogbench
@@ -42,7 +43,7 @@ def altered(source: pathlib.Path, folder: pathlib.Path, **changes) -> pathlib.Pa
 
 @pytest.mark.slow(10)
 def test_a_real_file_becomes_transitions(cube_file):
-    data = ogbench_npz.read(CUBE, cube_file)
+    data, _ = ogbench_npz.read(CUBE, cube_file)
     usual = ogbench.load_dataset(str(cube_file))  # the package's own (s, a, s') layout
     np.testing.assert_array_equal(data.observations[data.transitions], usual["observations"])
     np.testing.assert_array_equal(data.observations[data.transitions + 1], usual["next_observations"])
@@ -60,13 +61,13 @@ def test_rewards_count_unmet_goals_and_masks_mark_success(cube_file):
     with np.load(cube_file) as file:
         cube = file["qpos"][:, 14:17]
     solved = np.linalg.norm(cube - [0.50, 0.0, 0.02], axis=-1) <= 0.04
-    data = ogbench_npz.read(CUBE, cube_file)
+    data, _ = ogbench_npz.read(CUBE, cube_file)
     np.testing.assert_array_equal(data.rewards, solved - 1.0)
     np.testing.assert_array_equal(data.masks, 1.0 - solved)
 
 
 def test_the_task_changes_the_rewards(pointmaze_file):
-    data = [ogbench_npz.read(resolve(f"pointmaze-medium-task{i}"), pointmaze_file) for i in (1, 2)]
+    data = [ogbench_npz.read(resolve(f"pointmaze-medium-task{i}"), pointmaze_file)[0] for i in (1, 2)]
     assert not np.array_equal(data[0].rewards, data[1].rewards)
     np.testing.assert_array_equal(data[0].observations, data[1].observations)
 
@@ -88,7 +89,7 @@ def poke(array: np.ndarray, value: float) -> np.ndarray:
             lambda a: {"observations": poke(a["observations"], np.nan)},
             "NaN or infinity in observations, first in row 35",
         ),
-        (lambda a: {"qvel": poke(a["qvel"], np.inf)}, "NaN or infinity in qvel"),
+        (lambda a: {"qpos": poke(a["qpos"], np.inf)}, "NaN or infinity in qpos"),
         (lambda a: {"actions": poke(a["actions"], -1.5)}, r"actions must lie in \[-1, 1\], the largest is 1.5"),
         (lambda a: {"terminals": np.zeros((2002, 2))}, r"terminals has shape \(2002, 2\)"),
         (lambda a: {"terminals": np.zeros_like(a["terminals"])}, "the last trajectory does not end"),
@@ -109,7 +110,7 @@ def test_unsound_data_is_refused(cube_file, tmp_path, change, message):
 @pytest.mark.slow(10)
 def test_actions_that_exceed_their_bounds_by_rounding_are_clipped(cube_file, tmp_path):
     actions = np.load(cube_file)["actions"]
-    data = ogbench_npz.read(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1 + 1e-6)))
+    data, _ = ogbench_npz.read(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1 + 1e-6)))
     assert np.abs(data.actions).max() <= 1
     with pytest.raises(UserError, match=r"the largest is 1\.0002"):
         ogbench_npz.read(CUBE, altered(cube_file, tmp_path, actions=poke(actions, 1.0002)))
@@ -118,7 +119,8 @@ def test_actions_that_exceed_their_bounds_by_rounding_are_clipped(cube_file, tmp
 @pytest.mark.slow(10)
 def test_rewards_of_ones_own_are_not_used_and_it_is_said(cube_file, tmp_path, capsys):
     path = altered(cube_file, tmp_path, rewards=np.full(2002, 7.0), masks=np.zeros(2002))
-    np.testing.assert_array_equal(ogbench_npz.read(CUBE, path).rewards, ogbench_npz.read(CUBE, cube_file).rewards)
+    ours, usual = (ogbench_npz.read(CUBE, each)[0].rewards for each in (path, cube_file))
+    np.testing.assert_array_equal(ours, usual)
     assert f"note: rewards and masks of {path} are not used" in capsys.readouterr().out
 
 
@@ -304,7 +306,7 @@ def test_an_unrelated_json_file_is_not_believed(pointmaze_file, tmp_path, record
     path = tmp_path / "data.npz"
     path.write_bytes(pointmaze_file.read_bytes())
     path.with_suffix(".json").write_text(record)
-    origin = sources.provenance(path)
+    origin = sources.provenance(path, sha256(path))
     assert origin["source"] == "file"
     assert str(path) in sources.describe(origin)
 
@@ -313,9 +315,9 @@ def test_a_replaced_file_loses_its_provenance(pointmaze_file, tmp_path):
     path = tmp_path / pointmaze_file.name
     path.write_bytes(pointmaze_file.read_bytes())
     path.with_suffix(".json").write_bytes(pointmaze_file.with_suffix(".json").read_bytes())
-    assert sources.provenance(path)["source"] == "collected"
+    assert sources.provenance(path, sha256(path))["source"] == "collected"
     np.savez(path, **{key: value[:1001] for key, value in np.load(pointmaze_file).items()})
-    assert sources.provenance(path)["source"] == "file"
+    assert sources.provenance(path, sha256(path))["source"] == "file"
     path.with_suffix(".json").write_text("{ damaged")
-    assert sources.provenance(path)["source"] == "file"
+    assert sources.provenance(path, sha256(path))["source"] == "file"
     assert json.loads(pointmaze_file.with_suffix(".json").read_text())["sha256"]

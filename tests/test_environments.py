@@ -178,7 +178,7 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
     assert f"note: actions of {NAME} lie in [-0.4, 2]: learned in [-1, 1], and rescaled to act" in (
         capsys.readouterr().out
     )
-    data = own_npz.read(resolve(NAME), args.dataset_path)
+    data, _ = own_npz.read(resolve(NAME), args.dataset_path)
     with np.load(args.dataset_path) as file:
         moved = file["next_observations"] - file["observations"]  # 0.2 times the action
         expected = np.clip((file["actions"] + 0.4) / 1.2 - 1, -1, 1)

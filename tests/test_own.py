@@ -94,7 +94,7 @@ def test_the_recipes_train_a_policy_that_reaches(reach):
 @pytest.mark.slow(25)
 def test_the_same_transitions_come_from_both_kinds_of_files(reach):
     """Those of the environment itself, too: the recipes record the same episodes."""
-    npz = own_npz.read(resolve(REACH), reach / "reach.npz")
+    npz, _ = own_npz.read(resolve(REACH), reach / "reach.npz")
     minari, _ = sources.load(resolve("reach/scripted-v0"), RunArgs())
     for name in ("observations", "rewards", "masks", "transitions"):
         np.testing.assert_array_equal(getattr(npz, name), getattr(minari, name), err_msg=name)
@@ -121,7 +121,7 @@ def write(path: pathlib.Path, **changes) -> pathlib.Path:
 
 
 def test_without_successors_the_next_row_is_one_unless_nothing_follows(tmp_path):
-    data = own_npz.read(resolve(REACH), write(tmp_path / "a.npz"))
+    data, _ = own_npz.read(resolve(REACH), write(tmp_path / "a.npz"))
     starts = data.transitions
     np.testing.assert_allclose(data.observations[starts, 0], [0, 0.2, 0.4, 0.6])  # of the cut one, all but the last
     np.testing.assert_allclose(data.observations[starts + 1, 0][[0, 1, 3]], [0.2, 0.4, 0.8])
@@ -132,7 +132,7 @@ def test_without_successors_the_next_row_is_one_unless_nothing_follows(tmp_path)
 
 def test_transitions_in_any_order_keep_their_successors(tmp_path):
     successors = np.arange(10.0).reshape(5, 2)[::-1] / 7
-    data = own_npz.read(resolve(REACH), write(tmp_path / "a.npz", next_observations=successors))
+    data, _ = own_npz.read(resolve(REACH), write(tmp_path / "a.npz", next_observations=successors))
     assert len(data.transitions) == 5
     np.testing.assert_allclose(data.observations[data.transitions + 1], successors, rtol=1e-6)
 
@@ -142,12 +142,12 @@ def test_transitions_in_any_order_keep_their_successors(tmp_path):
 def test_flags_of_other_conventions_cut_trajectories(tmp_path, cut, masks):
     """As D4RL's and Gymnasium's: `terminals` are 1 where the task is complete, another flag where it was cut."""
     flags = {"terminals": np.array([0, 0, 1, 0, 0]), cut: np.array([0, 0, 0, 0, 1]), "masks": masks}
-    ours = own_npz.read(resolve(REACH), write(tmp_path / "ours.npz"))
-    theirs = own_npz.read(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
+    ours, _ = own_npz.read(resolve(REACH), write(tmp_path / "ours.npz"))
+    theirs, _ = own_npz.read(resolve(REACH), write(tmp_path / "theirs.npz", **flags))
     for name, array in vars(ours).items():
         np.testing.assert_array_equal(array, getattr(theirs, name), err_msg=name)
     early = flags | {"terminals": np.zeros(5), cut: np.array([0, 1, 0, 0, 1]), "masks": None}
-    data = own_npz.read(resolve(REACH), write(tmp_path / "cut.npz", **early))
+    data, _ = own_npz.read(resolve(REACH), write(tmp_path / "cut.npz", **early))
     np.testing.assert_allclose(data.observations[data.transitions, 0], [0, 0.4, 0.6])  # neither row that was cut
     np.testing.assert_array_equal(data.masks[data.transitions], 1)
 
@@ -220,10 +220,10 @@ def test_an_ogbench_file_may_bring_its_own_rewards(tmp_path, cube_file):
     own = {"rewards": np.arange(n, dtype=np.float32), "masks": np.zeros(n, np.float32)}
     np.savez(tmp_path / "own.npz", **arrays, **own)
     spec = resolve("cube-single")
-    data = ogbench_npz.read(spec, tmp_path / "own.npz", own_rewards=True)
+    data, _ = ogbench_npz.read(spec, tmp_path / "own.npz", own_rewards=True)
     np.testing.assert_array_equal(data.rewards, own["rewards"])
     np.testing.assert_array_equal(data.masks, 0)
-    assert (ogbench_npz.read(spec, tmp_path / "own.npz").rewards <= 0).all()
+    assert (ogbench_npz.read(spec, tmp_path / "own.npz")[0].rewards <= 0).all()
     np.savez(tmp_path / "bad.npz", **arrays, **(own | {"masks": np.full(n, 2.0)}))
     with pytest.raises(UserError, match="masks must lie in"):
         ogbench_npz.read(spec, tmp_path / "bad.npz", own_rewards=True)
@@ -238,7 +238,7 @@ def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_
     timeouts = np.zeros(len(arrays["terminals"]))
     timeouts[[10, 500]] = 1
     np.savez(tmp_path / "a.npz", **arrays, timeouts=timeouts, goals=timeouts)
-    plain, data = (ogbench_npz.read(resolve("cube-single"), path) for path in (cube_file, tmp_path / "a.npz"))
+    plain, data = (ogbench_npz.read(resolve("cube-single"), path)[0] for path in (cube_file, tmp_path / "a.npz"))
     np.testing.assert_array_equal(data.transitions, np.setdiff1d(plain.transitions, [10, 500]))
     assert f"{tmp_path / 'a.npz'}: not read: goals\n" in capsys.readouterr().out
 

@@ -7,11 +7,23 @@ it; https://github.com/Farama-Foundation/D4RL/issues has the numbers.
 import contextlib
 import os
 import pathlib
+from collections.abc import Collection, Iterator
+from typing import Any
 
-from common.data.check import Rows, breaks, check, lay_out, note_unread
+from common.data.check import (
+    Header,
+    check_actions,
+    check_headers,
+    largest_action,
+    lay_out,
+    note_unread,
+    read_checked,
+    read_successors,
+)
 from common.env_ids import EnvSpec
 from common.envs import make_evaluation_env
 from common.errors import UserError, expanded
+from common.files import sha256
 from common.minari_envs import DAMAGE, first_line
 from common.replay import Dataset
 
@@ -42,7 +54,8 @@ SHA256 = {  # by name; those of tensorflow_datasets, which has none of antmaze-m
     "hammer-cloned": "e48d75b159bdd72f51d3f01448d3eca4d38275714e11e995c14a36f6cf159db3",
     "hammer-expert": "1c069a0f6e4852493023c77dc3b3a12d8d5ac2e3a034827fea3ab8a161e7185f",
 }
-ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+FLAT, SUCCESSORS = ("rewards", "terminals", "timeouts"), "next_observations"
+ARRAYS = ("observations", "actions", *FLAT, SUCCESSORS)
 FARTHEST_STEP_M = 5  # of an ant, as D4RL's own check has it
 
 
@@ -65,8 +78,8 @@ def known_sha256() -> dict[str, str]:
     return {remote_name(f"d4rl-{name}").split("/")[-1]: digest for name, digest in SHA256.items()}
 
 
-def read(spec: EnvSpec, path: pathlib.Path) -> Dataset:
-    """Read a file: rows as they lie, and where the next row is the successor.
+def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
+    """Read a file: rows as they lie, and where the next row is the successor. Returns its SHA-256, too.
 
     `observations` [n, o], `actions` [n, a], `rewards` and `terminals` [n] or [n, 1], and `timeouts`, of any type of
     number. Transitions are the rows without a timeout, but for the last row of the file; masks are 1 - terminals.
@@ -78,50 +91,89 @@ def read(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     with contextlib.closing(make_evaluation_env(spec, path)) as env:
         shapes = {"observations": env.observation_space.shape, "actions": env.action_space.shape}
         horizon = env.most_steps
-    data = _read_arrays(path)
-    shapes |= dict.fromkeys(("rewards", "terminals", *(["timeouts"] if "timeouts" in data else [])), ())
-    # Trap: locomotion's files have next observations, too, which d4rl does not look at.
-    are_transitions = "timeouts" not in data and "next_observations" in data
-    if are_transitions:
-        shapes["next_observations"] = shapes["observations"]
-    data = check(path, data, shapes, spec.name)
+    is_antmaze = spec.family.startswith("antmaze")
+    with _opened(path) as file:
+        has_timeouts = "timeouts" in file.headers
+        shapes |= dict.fromkeys(("rewards", "terminals", *(["timeouts"] if has_timeouts else [])), ())
+        # Trap: locomotion's files have next observations, too, which d4rl does not look at.
+        successors = {} if has_timeouts else {n: shapes["observations"] for n in file.headers if n == SUCCESSORS}
+        check_headers(path, file.headers, shapes | successors, spec.name)
+        columns = read_checked(path, file, shapes, spec.name)
+        _check_actions(path, file.headers["actions"], columns["actions"])
 
-    observations, done = data["observations"], data["terminals"] != 0
-    # Traps: AntMaze's terminals are 1 near one goal, also in the middle of trajectories that go on, and cut nothing;
-    # its rewards were made for that goal, not for the one in infos/goal.
-    rewards = data["rewards"] - 1 if spec.family.startswith("antmaze") else data["rewards"]
-    columns = observations, data["actions"], rewards, 1 - done.astype(np.float32)
-    if are_transitions:
-        ends = breaks(observations, data["next_observations"])
-        return lay_out(path, Rows(*columns, np.ones(len(ends), bool), ends, data["next_observations"][ends]))
-    cuts = data["timeouts"] != 0 if "timeouts" in data else _counted_timeouts(done, horizon)
+        # Traps: AntMaze's terminals are 1 near one goal, also in the middle of trajectories that go on, and cut
+        # nothing; its rewards were made for that goal, not for the one in infos/goal.
+        done = columns.pop("terminals") != 0
+        columns["masks"] = 1 - done.astype(np.float32)
+        if is_antmaze:
+            columns["rewards"] -= 1
+        if successors:
+            starts, ends = np.ones(len(done), bool), np.zeros(len(done), bool)
+            last_observations = read_successors(path, file, columns["observations"], ends)
+            return lay_out(path, columns, starts, ends, last_observations), sha256(path)
+    cuts = columns.pop("timeouts") != 0 if has_timeouts else _counted_timeouts(done, horizon)
     cuts[-1:] = True  # what came after it is not in the file
-    if spec.family.startswith("antmaze"):
-        _check_steps(path, observations[:, :2], cuts)
-    return lay_out(path, Rows(*columns, starts=~cuts, ends=cuts))
+    if is_antmaze:
+        _check_steps(path, columns["observations"][:, :2], cuts)
+    return lay_out(path, columns, starts=~cuts, ends=cuts), sha256(path)
 
 
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Those that are needed: what lies beside them are strings and scalars, too. Rewards and flags are flat here."""
+class _Hdf5:
+    """An open file (`check.ArrayFile`). Rewards and flags are flat here."""
+
+    def __init__(self, path: pathlib.Path, file: Any):
+        """Args:
+        path: of the file.
+        file: as h5py has it open.
+        """
+        self._path, self._file, self.headers = path, file, {}
+        for name in ARRAYS:  # what lies beside them are strings and scalars, too
+            if name in file:
+                shape = file[name].shape
+                is_flat = name in FLAT and len(shape) == 2 and shape[1] == 1
+                self.headers[name] = Header(shape[:1] if is_flat else shape, file[name].dtype)
+
+    def in_order(self, names: Collection[str]) -> list[str]:
+        """As they are named."""
+        return list(names)
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """An array, some rows at a time: the number of the first of them, and the rows."""
+        with _naming_damage(self._path):
+            header, array = self.headers[name], self._file[name]
+            for first, end in header.blocks(array.chunks[0] if array.chunks else 1):
+                yield first, array[first:end].reshape(end - first, *header.shape[1:])
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[_Hdf5]:
+    """Open a file for as long as it is read."""
     try:
         import h5py
     except ImportError as error:
         raise UserError(f"{path}: to read it h5py is needed: pip install h5py") from error
+    with _naming_damage(path):
+        file = h5py.File(path)
+        arrays = _Hdf5(path, file)
+    with file:
+        note_unread(path, file.keys() - set(ARRAYS))
+        yield arrays
+
+
+@contextlib.contextmanager
+def _naming_damage(path: pathlib.Path) -> Iterator[None]:
     try:
-        with h5py.File(path) as file:
-            note_unread(path, file.keys() - set(ARRAYS))
-            data = {name: np.asarray(file[name][()]) for name in ARRAYS if name in file}
+        yield
     except DAMAGE as error:
         raise UserError(f"{path}: damaged or not an HDF5 file ({first_line(error)})") from error
-    for name in ("rewards", "terminals", "timeouts"):
-        if name in data and data[name].ndim == 2 and data[name].shape[1] == 1:
-            data[name] = data[name][:, 0]
-    if "actions" in data and data["actions"].dtype.kind == "f":
-        largest = np.abs(data["actions"]).max(initial=0)
-        if 1 < largest < np.inf:
-            print(f"note: {path}: actions up to {largest:.6g} are clipped to [-1, 1], as in the papers", flush=True)
-            data["actions"] = data["actions"].clip(-1, 1)
-    return data
+
+
+def _check_actions(path: pathlib.Path, header: Header, actions: np.ndarray) -> None:
+    """Raises `UserError` if they lie outside of [-1, 1] and are whole numbers; others are clipped, which is said."""
+    if header.dtype.kind == "f" and (largest := largest_action(actions)) > 1:
+        print(f"note: {path}: actions up to {largest:.6g} are clipped to [-1, 1], as in the papers", flush=True)
+    else:
+        check_actions(path, actions)
 
 
 def _counted_timeouts(done: np.ndarray, horizon: int) -> np.ndarray:

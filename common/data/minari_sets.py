@@ -8,7 +8,7 @@ from typing import Any
 
 from common import minari_envs
 from common.actions import Bounds, bounds_of, describe
-from common.data.check import Rows, Shapes, check, lay_out, note_unread
+from common.data.check import Shapes, allocate, check, check_trajectories, in_int32, note_unread, to_learn
 from common.env_ids import EnvSpec
 from common.errors import UserError
 from common.files import sha256, write_whole_folder
@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 
 ONLINE_TIMEOUT_S = 5
+LEARNED = ("observations", "actions", "rewards", "masks")
 
 
 def download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
@@ -84,27 +85,38 @@ def read(spec: EnvSpec, path: pathlib.Path) -> Dataset:
     if dataset.id != spec.name and not dataset.id.startswith(f"collected/{spec.family.replace('-', '/')}-"):
         raise UserError(f"{path} holds {dataset.id}, not {spec.name}")
     shapes, bounds = _check_spaces(path, dataset)
-    episodes: list[Rows] = []
-    steps, unread = 0, set()
+    total_steps, columns, unread = dataset.storage.metadata.get("total_steps"), {}, set()
+    rows = steps = episodes = 0
     try:
+        room = (total_steps if isinstance(total_steps, int) else 0) + int(dataset.total_episodes)
+        columns = {name: allocate(name, (room, *shapes.get(name, ())), np.float32) for name in LEARNED}
+        ends = np.zeros(room, bool)
         for number, episode in enumerate(dataset.iterate_episodes()):
             observations = flatten_observation(episode.observations)
-            columns = {name: np.asarray(getattr(episode, name)) for name in ("actions", "rewards", "terminations")}
-            columns |= {"observations": observations[:-1], "next_observations": observations[1:]}
-            episodes.append(_in_rows(dataset, check(f"{path}, episode {number}", columns, shapes, spec.name, bounds)))
-            steps, unread = steps + len(observations) - 1, unread | set(episode.infos or ())
-    except minari_envs.DAMAGE as error:
+            read = {name: np.asarray(getattr(episode, name)) for name in ("actions", "rewards", "terminations")}
+            read |= {"observations": observations[:-1], "next_observations": observations[1:]}
+            read = _learned(dataset, check(f"{path}, episode {number}", read, shapes, spec.name, bounds))
+            last = rows + len(read["rewards"])
+            steps, episodes, unread = steps + len(observations) - 1, number + 1, unread | set(episode.infos or ())
+            if last >= room:
+                continue  # more than the metadata says, and refused below
+            for name, column in read.items():
+                columns[name][rows:last], columns[name][last] = column, 0
+            to_learn(columns["actions"][rows:last], bounds)
+            columns["observations"][last], ends[last] = observations[last - rows], True
+            rows = last + 1
+    except (*minari_envs.DAMAGE, MemoryError) as error:
         raise UserError(f"{path}: damaged ({first_line(error)})") from error
-    if steps != dataset.storage.metadata.get("total_steps"):
-        problem = f"the metadata does not agree with its {len(episodes)} episodes of {steps} steps; damaged"
+    if steps != total_steps:
+        problem = f"the metadata does not agree with its {episodes} episodes of {steps} steps; damaged"
         raise UserError(f"{path}: {problem}")
     note_unread(path, [f"infos ({', '.join(sorted(unread))})"] if unread else [])
-    if not episodes:
-        raise UserError(f"{path}: it holds no transition")
-    return lay_out(path, Rows(*map(np.concatenate, zip(*episodes, strict=True))), bounds)
+    check_trajectories(path, ~ends[:rows], ends[:rows])
+    learned = {name: column[:rows] for name, column in columns.items()}
+    return Dataset(**learned, transitions=in_int32(np.flatnonzero(~ends[:rows])))
 
 
-def _in_rows(dataset: Any, columns: dict[str, np.ndarray]) -> Rows:
+def _learned(dataset: Any, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """An episode, as long as it is learned from."""
     rewards, masks, length = columns["rewards"], 1 - columns["terminations"], len(columns["rewards"])
     if minari_envs.is_antmaze(dataset):
@@ -112,9 +124,8 @@ def _in_rows(dataset: Any, columns: dict[str, np.ndarray]) -> Rows:
         # goal, where the papers' do. What comes after the first success is another task's.
         reached, masks, rewards = np.flatnonzero(rewards > 0), np.float32(rewards <= 0), rewards - 1
         length = reached[0] + 1 if reached.size else length
-    starts, ends = np.ones(length, bool), np.arange(length) == length - 1
-    observations, last = columns["observations"][:length], columns["next_observations"][length - 1 : length]
-    return Rows(observations, columns["actions"][:length], rewards[:length], masks[:length], starts, ends, last)
+    read = {"observations": columns["observations"], "actions": columns["actions"], "rewards": rewards, "masks": masks}
+    return {name: column[:length] for name, column in read.items()}
 
 
 def _check_spaces(path: pathlib.Path, dataset: Any) -> tuple[Shapes, Bounds | None]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from common import actions, minari_envs, mujoco_versions
 from common.arguments import RunArgs
-from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz
+from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz, shards
 from common.env_ids import HDF5_SUFFIXES, EnvSpec
 from common.envs import make_evaluation_env, try_out
 from common.errors import UserError, describe_os_error, expanded
-from common.files import found, found_or_made, sha256, write_whole
+from common.files import found, found_or_made, write_whole
 from common.replay import Dataset
 
 import tqdm
@@ -45,25 +45,40 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
     Raises:
         UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
     """
-    is_minari = spec.suite == "d4rl"
     if args.own_rewards and spec.suite != "ogbench":
         raise UserError(f"--own-rewards is for OGBench's environments, not for {spec.name}")
-    if args.dataset_path is not None:
-        path = expanded(args.dataset_path)
-        if is_minari and not (path / "data").is_dir():
-            raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
-        if not is_minari and not path.is_file():
-            raise UserError(f"--dataset-path {path}: no such file")
-    elif spec.suite == "gymnasium":
-        raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
-    else:
-        path = locate(spec, args)
+    path = locate(spec, args) if args.dataset_path is None else _given(spec, expanded(args.dataset_path))
+    if args.num_shards is not None and not (spec.suite == "ogbench" and path.is_dir()):
+        raise UserError(f"--num-shards {args.num_shards}: {path} is no folder of OGBench's shards")
+    if spec.suite == "ogbench" and path.is_dir():
+        return _load_shards(spec, path, args)
+    if args.data_memory == "disk":
+        raise UserError("--data-memory disk is for a folder of OGBench's shards")
     if spec.suite == "ogbench":
-        return ogbench_npz.read(spec, path, args.own_rewards), provenance(path)
+        dataset, digest = ogbench_npz.read(spec, path, args.own_rewards)
+        return dataset, provenance(path, digest)
     rescaled = _try_out(spec, path)
-    if is_minari:
+    if spec.suite == "d4rl":
         return minari_sets.read(spec, path), minari_sets.provenance(path) | rescaled
-    return READERS[spec.suite].read(spec, path), provenance(path) | rescaled
+    dataset, digest = READERS[spec.suite].read(spec, path)
+    return dataset, provenance(path, digest) | rescaled
+
+
+def _given(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
+    """The path of --dataset-path. Raises `UserError` if there cannot be this environment's data."""
+    if spec.suite == "d4rl" and not (path / "data").is_dir():
+        raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
+    if spec.suite != "d4rl" and not (path.is_file() or (spec.suite == "ogbench" and path.is_dir())):
+        raise UserError(f"--dataset-path {path}: no such file")
+    return path
+
+
+def _load_shards(spec: EnvSpec, folder: pathlib.Path, args: RunArgs) -> tuple[Dataset, Provenance]:
+    """Those of a folder, or the first of them."""
+    paths = shards.find(folder, args.num_shards)
+    dataset, digests = shards.read(spec, paths, args.own_rewards, args.data_memory)
+    sources = [_source(path, digest) for path, digest in zip(paths, digests, strict=True)]
+    return dataset, shards.provenance(folder, paths, digests, sources, dataset.num_transitions)
 
 
 def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
@@ -78,7 +93,11 @@ def _try_out(spec: EnvSpec, path: pathlib.Path) -> Provenance:
 
 
 def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
-    """The data set's file, or Minari's folder, in the first place that has it; each step is announced in one line."""
+    """The data set's file or folder, in the first place that has it; each step is announced in one line."""
+    if spec.size and args.data_source != "collect":
+        return _locate_shards(spec, expanded(args.dataset_dir) / spec.dataset_name, args.num_shards)
+    if spec.suite == "gymnasium":
+        raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
     may_collect = args.data_source == "auto" and collect.is_collectable(spec)
     folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari and d4rl have their own
 
@@ -109,6 +128,20 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
     return found_or_made(original, find, make)
 
 
+def _locate_shards(spec: EnvSpec, folder: pathlib.Path, num_shards: int | None) -> pathlib.Path:
+    """The folder of a set of 100 million transitions, where the shards that are missing are downloaded, one by one."""
+    names = shards.official_names(spec)
+    if num_shards is not None and num_shards > len(names):
+        raise UserError(f"--num-shards {num_shards}: {spec.family} has {len(names)}")
+    wanted = [folder / name for name in names[:num_shards]]
+    missing = [path for path in wanted if not path.is_file()]
+    download = f", of which {len(missing)} are missing and downloaded" if missing else ""
+    print(f"data: {len(wanted)} shards in {folder}{download}", flush=True)
+    for path in missing:
+        found_or_made(path, lambda path=path: found(path), lambda path=path: _download(spec, path))
+    return folder
+
+
 def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
     """Download a file of OGBench or D4RL, check that it is the environment's data, and only then give it its name.
 
@@ -117,7 +150,8 @@ def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
     """
     import requests
 
-    urls = {"official": f"{OFFICIAL_SERVER}/{path.name}", "mirror": f"{MIRROR}/{path.name}"}
+    name = f"{spec.dataset_name}/{path.name}" if spec.size else path.name
+    urls = {"official": f"{OFFICIAL_SERVER}/{name}", "mirror": f"{MIRROR}/{name}"}
     if spec.suite == "d4rl_hdf5":
         urls = {"official": f"{d4rl_hdf5.SERVER}/{d4rl_hdf5.remote_name(spec.name)}"}
     for name, url in urls.items():
@@ -138,7 +172,9 @@ def _download(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
             raise UserError(f"cannot write to {path.parent}: {describe_os_error(error)}") from error
         print(f"data: {name} {server}: {problem}", flush=True)
     other = "collect it: --data-source collect"
-    if not collect.is_collectable(spec):
+    if spec.size:
+        other = "collect some: --data-source collect --collect-episodes N; shards that have arrived are kept"
+    elif not collect.is_collectable(spec):
         other = "name it with --dataset-path: no oracle collects this data"
     raise UserError(f"could not download {path.name}; put it into {path.parent}, or {other}")
 
@@ -160,18 +196,16 @@ def _fetch(spec: EnvSpec, source: str, url: str, path: pathlib.Path, temporary: 
                 bar.update(file.write(chunk))
                 if (passed := time.monotonic() - begun) > SLOW_AFTER_S and bar.n < passed * SLOW_BYTES_A_SECOND:
                     raise requests.exceptions.Timeout
-    digest = sha256(temporary)
+    _, digest = READERS[spec.suite].read(spec, temporary)  # most official files have no published checksum
     if digest != KNOWN_SHA256.get(path.name, digest):
         raise UserError(f"{url}: its SHA-256 is not the official file's")
-    READERS[spec.suite].read(spec, temporary)  # most official files have no published checksum
     text = json.dumps({"source": source, "url": url, "sha256": digest}, indent=2) + "\n"
     write_whole(path.with_suffix(".json"), lambda json_file: json_file.write_text(text))
 
 
-def provenance(path: pathlib.Path) -> Provenance:
+def provenance(path: pathlib.Path, digest: str) -> Provenance:
     """Where a data file came from (the JSON file beside it says so, if it speaks of this very file) and its SHA-256."""
-    origin: Provenance = {"path": str(path.absolute()), "sha256": sha256(path)}
-    return _source(path, origin["sha256"]) | origin
+    return _source(path, digest) | {"path": str(path.absolute()), "sha256": digest}
 
 
 def _source(path: pathlib.Path, digest: str) -> Provenance:
@@ -191,7 +225,11 @@ def _source(path: pathlib.Path, digest: str) -> Provenance:
 
 
 def describe_source(origin: Provenance) -> str:
-    """For people: 'collected: 300 (official: 1000) episodes, seed 0'."""
+    """For people: 'collected: 300 (official: 1000) episodes, seed 0', 'official: 10 shards, 10,000,000 transitions'."""
+    if "shards" in origin:
+        of_one = describe_source({name: value for name, value in origin.items() if name != "shards"})
+        size = f"{origin['shards']} shards, {origin['transitions']:,} transitions"
+        return f"{of_one}{', ' if ':' in of_one else ': '}{size}"
     if origin["source"] == "collected" and "policy" in origin:
         return f"collected: {origin['episodes']} episodes of a policy trained with DROL, seed {origin['seed']}"
     if origin["source"] == "collected":
