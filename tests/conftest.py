@@ -15,6 +15,8 @@ import equinox  # noqa: F401
 import gymnasium
 import hypothesis
 import jax
+import numpy as np
+import odd_envs
 import optax  # noqa: F401
 import pytest
 from jaxtyping import install_import_hook
@@ -117,6 +119,17 @@ def pointmaze_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
 def cube_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
     """cube-single, 2 episodes of 1001 steps."""
     return collected("cube-single", once, 2, val_episodes=0, workers=1)
+
+
+@pytest.fixture(scope="session")
+def point_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """Of odd_envs:Film-v0, whose episodes have 20 steps, and which takes no time to import: for whole processes."""
+
+    def make(folder: pathlib.Path) -> None:
+        folder.mkdir()
+        np.savez(folder / "point.npz", **odd_envs.data())
+
+    return once("point", make) / "point.npz"
 
 
 def copy_repository(folder: pathlib.Path) -> pathlib.Path:
