@@ -12,9 +12,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is there: each test process woul
 
 # Before the hook: what a module under it imports for the first time is compiled from source, all of JAX included.
 import equinox  # noqa: F401
-import gymnasium  # noqa: F401
+import gymnasium
 import hypothesis
 import jax
+import numpy as np
+import odd_envs
 import optax  # noqa: F401
 import pytest
 from jaxtyping import install_import_hook
@@ -54,14 +56,20 @@ print(folder, *(f"--{{o}}={{v}}" for o, v in machine.known_options({QUICK}).item
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_num_cpu_devices", 2)  # for seeds to be spread over; one alone takes the first
 
 install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 
 import drol  # noqa: E402
+import fql  # noqa: E402
 from common.arguments import from_command_line  # noqa: E402
 from common.data import collect  # noqa: E402
 from common.env_ids import resolve  # noqa: E402
+from common.envs import make_env  # noqa: E402
 from common.errors import exit_in_one_line  # noqa: E402
+from common.session import Session  # noqa: E402
+
+SHORT = "pointmaze-medium-singletask-v0"
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)  # the machine may be busy
 hypothesis.settings.load_profile("default")
@@ -113,6 +121,17 @@ def cube_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
     return collected("cube-single", once, 2, val_episodes=0, workers=1)
 
 
+@pytest.fixture(scope="session")
+def point_file(once: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """Of odd_envs:Film-v0, whose episodes have 20 steps, and which takes no time to import: for whole processes."""
+
+    def make(folder: pathlib.Path) -> None:
+        folder.mkdir()
+        np.savez(folder / "point.npz", **odd_envs.data())
+
+    return once("point", make) / "point.npz"
+
+
 def copy_repository(folder: pathlib.Path) -> pathlib.Path:
     """A copy of what is run, without results: to be edited."""
     raw = shutil.ignore_patterns("drol-*", "fql-*", "seed[0-9]*", "*.p[dn][fg]", "__pycache__")
@@ -125,19 +144,58 @@ def copy_repository(folder: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def here(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess]:
+    """Run drol.py (or fql.py) in this process, to its end: no other has to start, and import everything again."""
+
+    def here(*args: object, script: str = "drol.py") -> subprocess.CompletedProcess:
+        algorithm, status = {"drol.py": drol, "fql.py": fql}[script], 0
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        capsys.readouterr()
+        try:
+            exit_in_one_line(lambda: algorithm.main(from_command_line(algorithm.Args)))
+        except SystemExit as stopped:
+            status = stopped.code
+        return subprocess.CompletedProcess(sys.argv, status, *capsys.readouterr())
+
+    return here
+
+
+@pytest.fixture
+def after_update(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have something happen in a training of this process, once it has logged a row of so many updates."""
+
+    def after_update(step: int, happen: Callable[[], object]) -> None:
+        log = Session.log
+
+        def log_and_happen(session: Session, end: int, *rest: object) -> None:
+            log(session, end, *rest)
+            if end == step:
+                happen()
+
+        monkeypatch.setattr(Session, "log", log_and_happen)
+
+    return after_update
+
+
+@pytest.fixture
+def refusal(here: Callable[..., subprocess.CompletedProcess]) -> Callable[..., str]:
     """What drol.py answers, in one line and with exit status 2, to arguments that it refuses; in this process."""
 
     def refusal(*args: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["drol.py", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            exit_in_one_line(lambda: drol.main(from_command_line(drol.Args)))
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
+        result = here(*args)
+        assert result.returncode == 2
+        (line,) = result.stderr.strip().splitlines()
         assert line.startswith("error: ")
         return line
 
     return refusal
+
+
+@pytest.fixture
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the point maze, in this process: 1000 steps of a policy that has learned nothing take a second."""
+    make_env(SHORT).close()  # registers it
+    monkeypatch.setattr(gymnasium.spec(SHORT), "max_episode_steps", 50)
 
 
 def command(*args: object, script: str = "drol.py", module: str | None = None) -> list[str]:

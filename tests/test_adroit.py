@@ -14,7 +14,6 @@ from common.errors import UserError
 import minari
 import numpy as np
 import pytest
-from conftest import run_script
 from toys import double_precision
 
 HORIZON = {"door": 200, "pen": 100, "hammer": 200, "relocate": 200}
@@ -39,14 +38,14 @@ def collected(once) -> pathlib.Path:
 
 
 @pytest.fixture
-def here(collected, monkeypatch) -> pathlib.Path:
+def hands(collected, monkeypatch) -> pathlib.Path:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(collected))
     monkeypatch.setenv("MINARI_REMOTE", "hf://farama-minari")  # nothing is asked before
     return collected
 
 
 @pytest.mark.parametrize("hand", HORIZON)
-def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand, here):
+def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand, hands):
     dataset = minari.load_dataset(f"collected/{hand}/expert-2-seed0-v0")
     assert (dataset.total_episodes, dataset.total_steps) == (2, 2 * HORIZON[hand])
     low, high = minari_envs.REFERENCE_SCORES[hand]
@@ -60,7 +59,7 @@ def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand
     assert described == "collected: 2 episodes of a policy trained with DROL, seed 0"
 
 
-def test_episodes_do_not_depend_on_the_number_of_workers(here, tmp_path):
+def test_episodes_do_not_depend_on_the_number_of_workers(hands, tmp_path):
     with minari_envs.datasets_in(tmp_path):
         collect.collect_data(resolve("door-expert"), None, episodes=2, workers=1)
         alone = minari.load_dataset("collected/door/expert-2-seed0-v0")
@@ -93,7 +92,7 @@ def test_the_hand_acts_as_a_one_step_actor_of_drol():
     np.testing.assert_allclose(action, expected, atol=1e-5)
 
 
-def test_what_is_there_is_taken_and_what_cannot_be_made_is_said(here, capsys):
+def test_what_is_thands_is_taken_and_what_cannot_be_made_is_said(here, capsys):
     load("door-expert", source="auto")
     assert "found" in capsys.readouterr().out
     for env_id in ("door-human", "pen-cloned"):
@@ -101,8 +100,8 @@ def test_what_is_there_is_taken_and_what_cannot_be_made_is_said(here, capsys):
             load(env_id)
 
 
-def test_damaged_and_foreign_data_in_its_place_is_named(here, tmp_path, monkeypatch):
-    shutil.copytree(here, tmp_path / "hands")
+def test_damaged_and_foreign_data_in_its_place_is_named(hands, tmp_path, monkeypatch):
+    shutil.copytree(hands, tmp_path / "hands")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "hands"))
     door = tmp_path / "hands/collected/door/expert-2-seed0-v0"
     main = door / "data/main_data.hdf5"
@@ -116,10 +115,10 @@ def test_damaged_and_foreign_data_in_its_place_is_named(here, tmp_path, monkeypa
 
 
 @pytest.mark.slow(6)
-def test_a_policy_is_trained_on_it(here, tmp_path):
+def test_a_policy_is_trained_on_it(hands, here, tmp_path):
     arguments = ("--env-id", "door-expert", "--data-source", "collect", "--collect-episodes", 2, "--hidden-sizes", 8)
     small = ("--batch-size", 8, "--offline-steps", 100, "--eval-episodes", 1, "--eval-workers", 1)
-    result = run_script(*arguments, *small, "--run-dir", tmp_path / "run")
+    result = here(*arguments, *small, "--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     assert "collected: 2 episodes of a policy trained with DROL, seed 0" in result.stdout
     assert "done: normalised score" in result.stdout

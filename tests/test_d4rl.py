@@ -21,7 +21,6 @@ import h5py
 import mujoco
 import numpy as np
 import pytest
-from conftest import run_script
 
 SIZES = {"antmaze": (29, 8), "pen": (45, 24), "door": (39, 28), "hammer": (46, 26), "relocate": (39, 30)}
 BOX = mujoco.mjtGeom.mjGEOM_BOX
@@ -389,12 +388,12 @@ def test_pen_ends_where_it_is_dropped_or_after_100_steps():
 
 @pytest.mark.slow(20)
 @pytest.mark.parametrize(("name", "script"), [("antmaze-umaze", "drol.py"), ("pen-human", "fql.py")])
-def test_training_evaluation_and_moving_the_data(name, script, tmp_path):
+def test_training_evaluation_and_moving_the_data(name, script, tmp_path, here, monkeypatch):
     data, path = write(tmp_path / "mine.hdf5", made_up(name)), tmp_path / "run"
     sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
     steps = ("--offline-steps", 100, "--log-interval", 50)
     words = ("--env-id", name, "--dataset-path", data, *sizes, *steps, "--run-dir", path)
-    result = run_script(*words, script=script)
+    result = here(*words, script=script)
     assert result.returncode == 0, result.stderr
     config = read_config(path)
     assert config["environment"]["name"] == f"d4rl-{name}"
@@ -404,16 +403,14 @@ def test_training_evaluation_and_moving_the_data(name, script, tmp_path):
     is_maze = name.startswith("antmaze")
     assert ("evaluation/normalized_score" in row) == (not is_maze)
     assert row["evaluation/length"] == 700 or not is_maze
-    if is_maze:  # one of them is enough
-        check_that_moved_data_is_found(path, data, row)
-
-
-def check_that_moved_data_is_found(path: pathlib.Path, data: pathlib.Path, row: dict[str, float]) -> None:
+    if not is_maze:  # one of them is enough for what follows
+        return
     folder = data.parent / "d4rl"
     folder.mkdir()
     data.rename(folder / pathlib.Path(d4rl_hdf5.remote_name("d4rl-antmaze-umaze")).name)
     (path / "eval.csv").unlink()
-    resumed = run_script("--resume", path, variables={"D4RL_DATASET_DIR": str(folder)})
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
+    resumed = here("--resume", path)
     assert resumed.returncode == 0, resumed.stderr
     assert read_table(path / "eval.csv") == [row]
     assert json.loads((path / "config.json").read_text())["environment"]["suite"] == "d4rl_hdf5"

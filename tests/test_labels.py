@@ -22,7 +22,7 @@ from common.tables import read_table
 
 import numpy as np
 import pytest
-from conftest import command, copy_repository
+from conftest import copy_repository, run_script
 from toys import CODE, write_run
 
 TOP_1, TOP_2 = "winner = distances.argmin(axis=1)", "winner = distances.argsort(axis=1)[:, 1]"  # an experiment
@@ -37,15 +37,19 @@ def edit(path: pathlib.Path, old: str, new: str) -> None:
 
 
 def answer(copy: pathlib.Path, *words: object, **program: str) -> str:
-    result = subprocess.run(command(*words, **program), cwd=copy, capture_output=True, text=True)
+    result = run_script(*words, cwd=copy, variables={"PYTHONPATH": "tests"}, **program)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> pathlib.Path:
-    """A copy of the repository, committed."""
-    folder = copy_repository(tmp_path_factory.mktemp("copy") / "repository")
+    """A copy of the repository, committed; to be edited."""
+    return committed(tmp_path_factory.mktemp("copy") / "repository")
+
+
+def committed(folder: pathlib.Path) -> pathlib.Path:
+    copy_repository(folder)
     for words in (("init", "-q"), ("add", "drol.py", "fql.py", "common"), ("commit", "-q", "-m", "as it is")):
         git = ("git", "-c", "user.name=x", "-c", "user.email=x@y.z", "-c", "commit.gpgsign=false")
         subprocess.run([*git, *words], cwd=folder, check=True, capture_output=True)
@@ -249,23 +253,24 @@ def test_what_differs_in_common_is_said_and_no_run_of_it_is_left_out(code_of, ru
 
 
 @pytest.fixture(scope="module")
-def gone_on(copy, pointmaze_file, tmp_path_factory) -> pathlib.Path:
+def gone_on(point_file, once) -> pathlib.Path:
     """A run of 40 updates, of which the last 10 are those of a script with another routing and a new metric.
 
     In a copy of its own, which stays edited: REPOSITORY/runs/x.
     """
-    copy = shutil.copytree(copy, tmp_path_factory.mktemp("edited") / "repository")
-    small = ("--env-id", "pointmaze-medium", "--dataset-path", pointmaze_file, "--hidden-sizes", 8, "--batch-size", 16)
-    steps = ("--offline-steps", 40, "--eval-interval", 30, "--log-interval", 20, "--save-minutes", 99)
-    path = copy / "runs" / "x"
-    answer(copy, *small, *steps, "--eval-episodes", 1, "--eval-workers", 1, "--run-dir", path)
-    (path / "checkpoints" / "step-000000040.npz").unlink()
-    shutil.copytree(path, copy / "runs" / "as_it_began")
-    edit(copy / "drol.py", TOP_1, TOP_2)
-    edit(copy / "drol.py", METRIC, NEW_METRIC)
-    said = answer(copy, "--resume", path)
-    assert "note: drol.py changed since" in said
-    return path
+
+    def make(folder: pathlib.Path) -> None:
+        copy, path = committed(folder), folder / "runs" / "x"
+        small = ("--env-id", "odd_envs:Film-v0", "--dataset-path", point_file, "--hidden-sizes", 8, "--batch-size", 16)
+        steps = ("--offline-steps", 40, "--eval-interval", 30, "--log-interval", 20, "--save-minutes", 99)
+        answer(copy, *small, *steps, "--eval-episodes", 1, "--eval-workers", 1, "--run-dir", path)
+        (path / "checkpoints" / "step-000000040.npz").unlink()
+        shutil.copytree(path, copy / "runs" / "as_it_began")
+        edit(copy / "drol.py", TOP_1, TOP_2)
+        edit(copy / "drol.py", METRIC, NEW_METRIC)
+        assert "note: drol.py changed since" in answer(copy, "--resume", path)
+
+    return once("edited", make) / "runs" / "x"
 
 
 @pytest.mark.slow(16)
@@ -280,14 +285,15 @@ def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
 
 
 @pytest.mark.slow(16)
-def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on):
+def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, tmp_path):
     header, first, second = (line.split(",") for line in (gone_on / "train.csv").read_text().splitlines())
     assert len(header) == len(first) == len(second) and header[-1] == "actor/one"
     assert (first[-1], second[-1]) == ("", "1")  # of the updates 31 to 40, which have it
     before, after = (read_table(folder / "train.csv") for folder in (gone_on.with_name("as_it_began"), gone_on))
     assert before[0] == after[0]  # nothing is dropped
     assert np.isfinite(list(after[1].values())).all() and before[1].keys() < after[1].keys()
-    logs = {name: (gone_on / name).read_bytes() for name in ("train.csv", "eval.csv")}
-    (gone_on / "checkpoints" / "step-000000040.npz").unlink()
-    assert "damaged" not in answer(gone_on.parents[1], "--resume", gone_on)
-    assert {name: (gone_on / name).read_bytes() for name in logs} == logs
+    run = shutil.copytree(gone_on, tmp_path / "x")
+    (run / "checkpoints" / "step-000000040.npz").unlink()
+    assert "damaged" not in answer(gone_on.parents[1], "--resume", run)
+    for name in ("train.csv", "eval.csv"):
+        assert (run / name).read_bytes() == (gone_on / name).read_bytes()

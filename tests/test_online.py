@@ -4,10 +4,8 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import re
 import signal
-import subprocess
 
 import drol
 from common import actions, envs, replay
@@ -22,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, command, run_script
 from toys import ACTION_DIM, OBSERVATION_DIM, make_args, random_dataset
 
 
@@ -177,28 +174,22 @@ SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--ev
 ONLINE = ("--env-id", "pointmaze-medium", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
 
-@pytest.mark.slow(20)
-def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze_file, tmp_path, refusal):
+@pytest.mark.slow(6)
+@pytest.mark.usefixtures("short_episodes")
+def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(
+    pointmaze_file, tmp_path, here, refusal, after_update
+):
     path = tmp_path / "run"
-    process = subprocess.Popen(
-        command(*ONLINE, "--dataset-path", pointmaze_file, "--run-dir", path, "--eval-interval", 250),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if " 300 of 500" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert f"--resume {path}" in out
+    after_update(300, lambda: signal.raise_signal(signal.SIGINT))
+    stopped = here(*ONLINE, "--dataset-path", pointmaze_file, "--run-dir", path, "--eval-interval", 250)
+    assert f"--resume {path}" in stopped.stdout
     saved = max((path / "checkpoints").iterdir())
     with np.load(saved) as arrays:
         assert arrays[".replay.added"] == arrays[".state.step"] - 100 >= 200
         ring = arrays[".replay.ring.observations"]
         assert ring.shape == (400, 2)
         assert (np.abs(ring).sum(axis=1) > 0).sum() == arrays[".replay.added"]
-    result = run_script("--resume", path)
+    result = here("--resume", path)
     assert result.returncode == 0, result.stderr
     # What is foretold for the whole run leaves out what it takes to build the program.
     assert float(re.search(r"one update takes (\S+) ms", result.stdout)[1]) < 1000
@@ -206,23 +197,23 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(pointmaze
     assert [row["step"] for row in read_table(path / "eval.csv")] == [100, 250, 500]  # the switch is evaluated, too
     explored = read_table(path / "exploration.csv")
     assert [row["step"] for row in explored] == list(range(200, 501, 100))
-    more = run_script("--evaluate", path, "--eval-episodes", 2, "--inference-num-samples", 4)
+    more = here("--evaluate", path, "--eval-episodes", 2, "--inference-num-samples", 4)
     assert more.returncode == 0, more.stderr
     assert "after update 500, 2 episodes:" in more.stdout
     assert "--evaluate takes no --tau" in refusal("--evaluate", path, "--tau", 0.5)
 
 
-@pytest.mark.slow(20)
-def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path):
+@pytest.mark.slow(9)
+@pytest.mark.usefixtures("short_episodes")
+def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path, here):
     """Three seeds on two devices, with an empty place. Rows do not mix offline and online updates."""
     settings = ("--env-id", "pointmaze-medium", *SMALL, "--dataset-path", pointmaze_file)
     settings = (*settings, "--offline-steps", 150, "--online-steps", 60)
-    together = run_script(
-        *(*settings, "--seed", 5, "--num-seeds", 3, "--log-interval", 100, "--run-dir", tmp_path / "together"),
-        variables={"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
-    )
+    three = ("--seed", 5, "--num-seeds", 3, "--log-interval", 100)
+    together = here(*settings, *three, "--run-dir", tmp_path / "together")
     assert together.returncode == 0, together.stderr
-    alone = run_script(*settings, "--seed", 6, "--log-interval", 50, "--run-dir", tmp_path / "alone")
+    assert "(2 on each of 2 devices, 1 of 4 places empty)" in together.stdout
+    alone = here(*settings, "--seed", 6, "--log-interval", 50, "--run-dir", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     rows, finer = (
         {row["step"]: row for row in read_table(path / "train.csv")}

@@ -5,12 +5,13 @@ A deterministic actor with a target of its own, two optimisers, a delayed policy
 """
 
 import difflib
+import json
+import pathlib
 import re
-import subprocess
-import sys
+import shutil
 
 import pytest
-from conftest import REPOSITORY, command, copy_repository
+from conftest import REPOSITORY, copy_repository, run_script
 from test_both import definitions
 
 FQL = REPOSITORY / "fql.py"
@@ -136,26 +137,64 @@ def third_algorithm() -> str:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
+def copy(once):
     """A copy of the repository with a third algorithm in it."""
-    folder = copy_repository(tmp_path_factory.mktemp("copy") / "repository")
-    (folder / "td3bc.py").write_text(third_algorithm())
-    return folder
+
+    def make(folder: pathlib.Path) -> None:
+        copy_repository(folder)
+        (folder / "td3bc.py").write_text(third_algorithm())
+
+    return once("third", make)
 
 
 def run(copy, *words: object, module: str | None = None, script: str = "td3bc.py") -> str:
-    result = subprocess.run(command(*words, script=script, module=module), cwd=copy, capture_output=True, text=True)
+    result = run_script(*words, script=script, module=module, cwd=copy, variables={"PYTHONPATH": "tests"})
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
+# In one process, what its users ask for once it has been trained; what each answers.
+USED = """
+import contextlib, io, json, pathlib, sys
+sys.path.insert(0, "results")
+import plot, table, td3bc
+from common import policy
+from common.errors import UserError
+
+def asked(program, *words):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            program(*words)
+        except UserError as error:
+            return str(error)
+    return said.getvalue()
+
+run, answers = pathlib.Path("runs/td3bc"), {}
+answers["resume"] = asked(td3bc.main, td3bc.Args(resume=(run,)))
+answers["evaluate"] = asked(td3bc.main, td3bc.Args(evaluate=run))
+answers["export"] = asked(policy.export, policy.Args(run))
+answers["table"] = asked(table.main, table.TableArgs((run,)))
+answers["plot"] = asked(plot.main, plot.PlotArgs((run,), pathlib.Path("figure")))
+print(json.dumps(answers))
+"""
+
+
 @pytest.fixture(scope="module")
-def finished(copy, pointmaze_file):
-    small = ("--env-id", "pointmaze-medium", "--dataset-path", pointmaze_file, "--hidden-sizes", 8, "--batch-size", 16)
-    steps = ("--offline-steps", 40, "--eval-interval", 20, "--log-interval", 10, "--save-minutes", 0)
-    few = ("--eval-episodes", 1, "--eval-workers", 1)
-    run(copy, *small, *steps, *few, "--noise-clip", 0.3, "--run-dir", "runs/td3bc")
-    return copy / "runs" / "td3bc"
+def answers(copy, point_file, once) -> dict[str, str]:
+    """Of a run that was trained by the command line, and lost its last checkpoint."""
+
+    def make(folder: pathlib.Path) -> None:
+        small = ("--env-id", "odd_envs:Film-v0", "--dataset-path", point_file, "--hidden-sizes", 8, "--batch-size", 16)
+        steps = ("--offline-steps", 40, "--eval-interval", 20, "--log-interval", 10, "--save-minutes", 0)
+        few = ("--eval-episodes", 1, "--eval-workers", 1)
+        run(copy, *small, *steps, *few, "--noise-clip", 0.3, "--run-dir", "runs/td3bc")
+        shutil.copytree(copy / "runs" / "td3bc", folder / "before")
+        (copy / "runs" / "td3bc" / "checkpoints" / "step-000000040.npz").unlink()
+        (copy / "used.py").write_text(USED)
+        (folder / "answers.json").write_text(run(copy, script="used.py").splitlines()[-1])
+
+    folder = once("third-used", make)
+    return json.loads((folder / "answers.json").read_text()) | {"before": folder / "before"}
 
 
 def test_a_third_algorithm_is_short():
@@ -172,32 +211,22 @@ def test_the_tests_of_what_algorithms_do_take_it(copy):
     assert printed.startswith("...  ") and "skipped" not in printed
 
 
-@pytest.mark.slow(14)
-def test_it_goes_on_and_is_evaluated(copy, finished):
-    logs = {name: (finished / name).read_bytes() for name in ("train.csv", "eval.csv")}
-    (finished / "checkpoints" / "step-000000040.npz").unlink()
-    assert "done: success (%)" in run(copy, "--resume", finished)
-    assert {name: (finished / name).read_bytes() for name in logs} == logs
-    assert "after update 40, 1 episode" in run(copy, "--evaluate", finished)
+@pytest.mark.slow(8)
+def test_it_goes_on_and_is_evaluated(copy, answers):
+    assert "done: success (%)" in answers["resume"]
+    for name in ("train.csv", "eval.csv"):
+        assert (copy / "runs" / "td3bc" / name).read_bytes() == (answers["before"] / name).read_bytes()
+    assert "after update 40, 1 episode" in answers["evaluate"]
 
 
-@pytest.mark.slow(4)
-def test_an_actor_that_is_not_a_function_of_state_and_latent_is_not_exported(copy, finished):
-    words = command(finished, "--out", "actor.npz", module="common.policy")
-    result = subprocess.run(words, cwd=copy, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "only an actor f(s, z) can be exported, and td3bc.py has none with sample_latents" in result.stderr
+@pytest.mark.slow(8)
+def test_an_actor_that_is_not_a_function_of_state_and_latent_is_not_exported(answers):
+    assert "only an actor f(s, z) can be exported, and td3bc.py has none with sample_latents" in answers["export"]
 
 
-@pytest.mark.slow(14)
-def test_it_is_tabulated_and_plotted_under_its_own_name(copy, finished):
-    words = (
-        "import sys; sys.path.insert(0, 'results'); import pathlib, plot, table; runs = (pathlib.Path('runs/td3bc'),)"
-    )
-    program = f"{words}; table.main(table.TableArgs(runs)); plot.main(plot.PlotArgs(runs, pathlib.Path('figure')))"
-    result = subprocess.run([sys.executable, "-c", program], cwd=copy, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "| TD3+BC, batch_size 16, noise_clip 0.3 |" in result.stdout
+@pytest.mark.slow(8)
+def test_it_is_tabulated_and_plotted_under_its_own_name(copy, answers):
+    assert "| TD3+BC, batch_size 16, noise_clip 0.3 |" in answers["table"]
     assert (copy / "figure.png").stat().st_size > 5000
 
 
