@@ -77,7 +77,7 @@ def test_what_differs_differs():
 def test_arguments_differ_in_the_last_group_alone():
     shared = set()
     for algorithm in (drol, fql):
-        before, heading, after = inspect.getsource(algorithm.Args).partition("    # Training\n")
+        _, heading, after = inspect.getsource(algorithm.Args).partition("    # Training\n")
         shared.add(heading + after.partition(f"    # {algorithm.ALGORITHM.upper()}\n")[0])
     assert len(shared) == 1
 

@@ -91,9 +91,9 @@ def methods(*paths: pathlib.Path) -> dict[str, list[int]]:
     (task,) = comparison.tasks
     names = {name: [run.seed for run in members] for name, members in comparison.tasks[task].items()}
     assert [row[1] for row in table.task_table(comparison, 50).rows] == list(names)
-    legend = plot.draw(comparison, "updates").subfigs[0].legends[0]
+    (legend,) = [legend for part in plot.draw(comparison, "updates").subfigs for legend in part.legends]
     labels = [" ".join(text.get_text().split()).rsplit(", ", 1)[0] for text in legend.get_texts()]
-    assert set(names) <= {*labels, *(text.get_text() for text in legend.get_texts())}
+    assert set(map(comparison.label, names)) <= {*labels, *(text.get_text() for text in legend.get_texts())}
     return names
 
 
@@ -110,7 +110,7 @@ for script, name in (("drol", "weight_decay"), ("fql", "momentum")):
     for seed, value in enumerate((0.0, 0.5)):
         write_run(folder / script / str(seed), algorithm=script, seed=seed, **{name: value})
     comparison = runs.read([folder / script])
-    legend = plot.draw(comparison, "updates").subfigs[0].legends[0]
+    (legend,) = [legend for part in plot.draw(comparison, "updates").subfigs for legend in part.legends]
     answers[script] = {
         "grouping": {method: [run.seed for run in of] for method, of in comparison.tasks["cube-single"].items()},
         "legend": [" ".join(text.get_text().split()) for text in legend.get_texts()],
