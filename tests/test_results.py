@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import warnings
@@ -532,7 +533,7 @@ def test_what_makes_methods_unlike_is_said(tmp_path, markdown):
     text = markdown(tmp_path)
     assert "unlike in cube-single: eval_interval 100 (DROL(16)), 150 (FQL)" in text
     assert "unlike in cube-single: data " in text and "(5fd3ce)" in text and "(ffffff)" in text
-    assert "minutes on unlike machines: 1 x cpu" in text and "; 1 x gpu (cube-single)" in text
+    assert re.search(r"minutes on unlike machines: .* x cpu .*\(cube-single\)", text) and "1 x gpu" in text
 
 
 def test_minutes_after_the_last_row_that_can_be_read_are_unknown(tmp_path, markdown):
