@@ -80,6 +80,12 @@ class EnvSpec:
         return f"{self.family}-v0"
 
     @property
+    def shard_names(self) -> list[str]:
+        """Of the files of a set of 100 million transitions: 'cube-double-play-v0-000.npz', ..; empty of another set."""
+        base = self.family.removesuffix(f"-{self.size}")
+        return [f"{base}-v0-{number:03}.npz" for number in range(SHARDS_100M[base])] if self.size else []
+
+    @property
     def gym_id(self) -> str:
         """Gymnasium id of the single-task environment (OGBench only)."""
         task = "" if self.task is None else f"-task{self.task}"

@@ -99,6 +99,8 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
     if spec.suite == "gymnasium":
         raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
     may_collect = args.data_source == "auto" and collect.is_collectable(spec)
+    if may_collect and spec.env_name == "cube-octuple":  # of which there are 100 million transitions or none
+        may_collect = args.collect_episodes is not None
     folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari and d4rl have their own
 
     def collect_here() -> pathlib.Path:
@@ -113,8 +115,8 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
         there = found(original)
         if there or not may_collect:
             return there
-        collected = collect.collected_path(spec, folder, args.collect_episodes, seed=0)
-        return found(collected, " (the original data instead: --data-source download)")
+        hint = " (the original data instead: --data-source download)"
+        return collect.find_collected(spec, folder, args.collect_episodes, hint=hint)
 
     def make() -> pathlib.Path:
         try:
@@ -130,7 +132,7 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
 
 def _locate_shards(spec: EnvSpec, folder: pathlib.Path, num_shards: int | None) -> pathlib.Path:
     """The folder of a set of 100 million transitions, where the shards that are missing are downloaded, one by one."""
-    names = shards.official_names(spec)
+    names = spec.shard_names
     if num_shards is not None and num_shards > len(names):
         raise UserError(f"--num-shards {num_shards}: {spec.family} has {len(names)}")
     wanted = [folder / name for name in names[:num_shards]]
