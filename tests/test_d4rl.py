@@ -8,7 +8,7 @@ import threading
 
 from common import minari_envs, mujoco_versions
 from common.arguments import RunArgs
-from common.data import d4rl_hdf5, sources
+from common.data import d4rl_check, d4rl_hdf5, sources
 from common.env_ids import D4RL_FILE_NAMES, D4RL_MINARI_IDS, resolve
 from common.envs import make_env, make_evaluation_env
 from common.errors import UserError
@@ -409,6 +409,41 @@ def test_locomotion_is_gymnasiums_v4_scored_by_d4rl(robot, theirs):
 
 # D4RL's infos.py.
 REFERENCES = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0), "walker2d": (1.629008, 4592.3)}
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("name", ["antmaze-umaze", "hopper-medium", "door-human"])
+def test_the_simulator_is_compared_with_a_files(name, lag, tmp_path, capsys):
+    """Of states that were recorded here it makes the same; of those of other actions it does not."""
+    env, rng = make_env(f"common.d4rl_envs:d4rl-{name}"), np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    data, rows = env.unwrapped.data, []
+    for _ in range(30):
+        action, states = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32), []
+        for moment in range(2):
+            states.append({"qpos": data.qpos.copy(), "qvel": data.qvel.copy()})
+            if moment == 0:
+                before, (observation, *_) = observation, env.step(action)
+        place = (
+            {"door_body_pos": env.unwrapped.model.body_pos[env.unwrapped.door_body_id].copy()} if "door" in name else {}
+        )
+        rows.append(
+            {"observations": before, "actions": action} | {f"infos/{n}": a for n, a in (states[lag] | place).items()}
+        )
+    arrays = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    arrays |= {"terminals": np.zeros(30), "timeouts": np.arange(30) == 14}
+    path = write(tmp_path / "x.hdf5", arrays)
+    d4rl_check.main(d4rl_check.Args(f"d4rl-{name}", path))
+    out = capsys.readouterr().out
+    assert f"26 steps of {path}, whose rows have the state {('before', 'after')[lag]} its action" in out
+    off, moved = (float(line.split(" by ")[1].split()[0]) for line in out.splitlines()[-2:])
+    assert off < 1e-3 * moved
+    arrays["actions"] = -arrays["actions"]
+    d4rl_check.main(d4rl_check.Args(f"d4rl-{name}", write(tmp_path / "y.hdf5", arrays)))
+    assert float(capsys.readouterr().out.splitlines()[-2].split(" by ")[1].split()[0]) > 1e-2 * moved
+    del arrays["infos/qvel"]
+    with pytest.raises(UserError, match="it has no infos/qvel, so that its states cannot be set again"):
+        d4rl_check.main(d4rl_check.Args(f"d4rl-{name}", write(tmp_path / "z.hdf5", arrays)))
 
 
 # Runs.

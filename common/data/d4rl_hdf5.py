@@ -150,16 +150,24 @@ class _Hdf5:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[_Hdf5]:
     """Open a file for as long as it is read."""
+    with opened_by_h5py(path) as file:
+        with _naming_damage(path):
+            arrays = _Hdf5(path, file)
+        note_unread(path, file.keys() - set(ARRAYS))
+        yield arrays
+
+
+@contextlib.contextmanager
+def opened_by_h5py(path: pathlib.Path) -> Iterator[Any]:
+    """An `h5py.File`. Raises `UserError` if it is none."""
     try:
         import h5py
     except ImportError as error:
         raise UserError(f"{path}: to read it h5py is needed: pip install h5py") from error
     with _naming_damage(path):
         file = h5py.File(path)
-        arrays = _Hdf5(path, file)
     with file:
-        note_unread(path, file.keys() - set(ARRAYS))
-        yield arrays
+        yield file
 
 
 @contextlib.contextmanager
