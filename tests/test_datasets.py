@@ -1,6 +1,7 @@
 """Loading real files, damaged files, and downloads from a server on this machine."""
 
 import functools
+import gc
 import http.server
 import json
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 
 from common import mujoco_versions
 from common.arguments import RunArgs
@@ -16,6 +18,8 @@ from common.env_ids import resolve
 from common.errors import UserError
 from common.files import sha256
 
+import equinox as eqx
+import jax
 import numpy as np
 import ogbench
 import pytest
@@ -321,3 +325,29 @@ def test_a_replaced_file_loses_its_provenance(pointmaze_file, tmp_path):
     path.with_suffix(".json").write_text("{ damaged")
     assert sources.provenance(path, sha256(path))["source"] == "file"
     assert json.loads(pointmaze_file.with_suffix(".json").read_text())["sha256"]
+
+
+@pytest.mark.slow(5)
+def test_what_a_device_has_a_copy_of_leaves_the_host(pointmaze_file, here, after_update, tmp_path, monkeypatch):
+    load, host, left = sources.load, [], []
+
+    def load_out_of_line(spec, args):
+        data, origin = load(spec, args)
+        numbers = np.empty(data.observations.size + 1, np.float32)[1:].reshape(data.observations.shape)
+        numbers[:] = data.observations  # where no device takes them as they are
+        host.extend(weakref.ref(each) for each in (numbers, data.observations))
+        return eqx.tree_at(lambda dataset: dataset.observations, data, numbers), origin
+
+    monkeypatch.setattr(sources, "load", load_out_of_line)
+    after_update(50, lambda: left.append((gc.collect(), [each() is None for each in host])[1]))
+    sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
+    steps = ("--offline-steps", 50, "--log-interval", 50, "--dataset-path", pointmaze_file)
+    result = here("--env-id", "pointmaze-medium", *sizes, *steps, "--run-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert left == [[True, True]]
+
+
+def test_a_cpu_takes_what_a_reader_gives_without_a_copy(pointmaze_file):
+    data, _ = ogbench_npz.read(resolve("pointmaze-medium"), pointmaze_file)
+    for array in jax.tree.leaves(data):
+        assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
