@@ -1,8 +1,9 @@
-"""D4RL's environments without mujoco-py: AntMaze on OGBench's ant, Adroit on gymnasium-robotics' hands.
+"""D4RL's environments without mujoco-py: AntMaze on OGBench's ant, Adroit on gymnasium-robotics' hands, locomotion.
 
 For policies of D4RL's own files: `gymnasium.make("common.d4rl_envs:d4rl-antmaze-umaze")`, or d4rl-pen-human. Ant and
-hands are D4RL's; here are start, goal, reward, end and horizon (https://github.com/Farama-Foundation/D4RL). Trap:
-gymnasium-robotics' AntMaze is another robot, with another time step, torque and contacts.
+hands are D4RL's; here are start, goal, reward, end and horizon (https://github.com/Farama-Foundation/D4RL). Locomotion
+is Gymnasium's v4, D4RL's but for the simulator (v5 has other rewards). Trap: gymnasium-robotics' AntMaze is another
+robot, with another time step, torque and contacts.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from common.env_ids import D4RL_FILE_NAMES
+from common.env_ids import D4RL_FILE_NAMES, LOCOMOTION
 from common.minari_envs import register_environments
 
 import gymnasium
@@ -35,6 +36,11 @@ MAZES = {  # '#' walls, 'S' start, at (0, 0), 'G' goal
 }
 GOAL_RADIUS_M = 0.5
 HORIZONS = {"umaze": 700, "medium": 1000, "large": 1000, "pen": 100, "door": 200, "hammer": 200, "relocate": 200}
+LOCOMOTION_ENVS = {
+    "hopper": "hopper_v4:HopperEnv",
+    "halfcheetah": "half_cheetah_v4:HalfCheetahEnv",
+    "walker2d": "walker2d_v4:Walker2dEnv",
+}
 DROPPED_M = 0.075  # height of the pen
 
 
@@ -110,12 +116,16 @@ class Hand(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
+def _register(name: str) -> None:
+    robot, what = name.split("-")[:2]
+    if robot in LOCOMOTION:
+        entry, kwargs, horizon = f"gymnasium.envs.mujoco.{LOCOMOTION_ENVS[robot]}", {}, 1000
+    elif robot == "antmaze":
+        entry, kwargs, horizon = AntMaze, {"maze": what}, HORIZONS[what]
+    else:
+        entry, kwargs, horizon = Hand, {"hand": robot}, HORIZONS[robot]
+    gymnasium.register(f"d4rl-{name}", entry, max_episode_steps=horizon, kwargs=kwargs)
+
+
 for _name in D4RL_FILE_NAMES:
-    _robot, _what = _name.split("-")[:2]
-    _which = {"maze": _what} if _robot == "antmaze" else {"hand": _robot}
-    gymnasium.register(
-        f"d4rl-{_name}",
-        AntMaze if _robot == "antmaze" else Hand,
-        max_episode_steps=HORIZONS[next(iter(_which.values()))],
-        kwargs=_which,
-    )
+    _register(_name)

@@ -45,8 +45,17 @@ D4RL_MINARI_IDS: dict[str, str] = {
         for dataset in ("human", "cloned", "expert")
     },
 }
-# D4RL's own files: the same names, and those that DROL's authors made of two of them.
-D4RL_FILE_NAMES = (*D4RL_MINARI_IDS, *(f"{hand}-human-expert" for hand in ("pen", "door", "hammer", "relocate")))
+LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
+# D4RL's own files: the same names, those that DROL's authors made of two of them, and locomotion.
+D4RL_FILE_NAMES = (
+    *D4RL_MINARI_IDS,
+    *(f"{hand}-human-expert" for hand in ("pen", "door", "hammer", "relocate")),
+    *(
+        f"{robot}-{dataset}"
+        for robot in LOCOMOTION
+        for dataset in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
+    ),
+)
 HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
@@ -78,6 +87,12 @@ class EnvSpec:
     def dataset_name(self) -> str:
         """Stem of the official file, 'cube-double-play-v0'; or a folder, 'cube-double-play-100m-v0' (OGBench only)."""
         return f"{self.family}-v0"
+
+    @property
+    def shard_names(self) -> list[str]:
+        """Of the files of a set of 100 million transitions: 'cube-double-play-v0-000.npz', ..; empty of another set."""
+        base = self.family.removesuffix(f"-{self.size}")
+        return [f"{base}-v0-{number:03}.npz" for number in range(SHARDS_100M[base])] if self.size else []
 
     @property
     def gym_id(self) -> str:
@@ -129,9 +144,10 @@ def resolve(env_id: str, dataset_path: pathlib.Path | None = None) -> EnvSpec:
     is_hdf5 = dataset_path is not None and dataset_path.suffix in HDF5_SUFFIXES
     d4rl = re.fullmatch(rf"(d4rl-)?({'|'.join(D4RL_FILE_NAMES)})(?:-(v\d+))?", env_id)
     if d4rl and (d4rl[1] or is_hdf5):
-        version = "v2" if d4rl[2].startswith("antmaze") else "v1"
+        version = "v2" if d4rl[2].startswith(("antmaze", *LOCOMOTION)) else "v1"
         if d4rl[3] not in (None, version):
-            older = "; in v0 trajectories end where its timeouts do not say so" if version == "v2" else ""
+            is_maze = d4rl[2].startswith("antmaze")
+            older = "; in v0 trajectories end where its timeouts do not say so" if is_maze else ""
             raise UserError(f"--env-id {env_id}: of D4RL's files of this name {version} is read{older}")
         return EnvSpec("d4rl_hdf5", f"d4rl-{d4rl[2]}", d4rl[2], f"d4rl-{d4rl[2]}")
 
@@ -184,7 +200,8 @@ def _why_unknown(env_id: str, names: list[str]) -> str:
     """What to say of a name that nothing has."""
     if match := re.fullmatch(r"(hopper|halfcheetah|walker2d|ant)-([a-z-]+)(-v\d+)?", env_id):
         nearest = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
-        return f"D4RL's data is not in Minari; the nearest there is another: {nearest}"
+        own = f"d4rl-{match[1]}-{match[2]} is its own file, and " if f"{match[1]}-{match[2]}" in D4RL_FILE_NAMES else ""
+        return f"D4RL's data is not in Minari; {own}the nearest there is another: {nearest}"
     if match := re.fullmatch(r"(visual|powderworld)-(.+)", env_id):
         return "pixel observations are not supported" + (
             f"; its task from states is {match[2]}" if match[1] == "visual" else ""

@@ -15,7 +15,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from common.errors import UserError
 
@@ -185,9 +185,10 @@ def found_or_made(
         return find() or make()
 
 
-def found(path: pathlib.Path, hint: str = "") -> pathlib.Path | None:
-    """A data file, or Minari's folder, if it is there, which is said with a hint."""
-    if not (path.is_file() or (path / "data").is_dir()):
+def found(path: pathlib.Path, hint: str = "", files: Collection[pathlib.Path] = ()) -> pathlib.Path | None:
+    """A data file, Minari's folder, or one that has all of its files, if it is there, which is said with a hint."""
+    is_there = all(file.is_file() for file in files) if files else path.is_file() or (path / "data").is_dir()
+    if not is_there:
         return None
     print(f"data: found {path}{hint}", flush=True)
     return path

@@ -28,6 +28,9 @@ REFERENCE_SCORES = {
     "door": (-56.512833, 2880.5693),
     "hammer": (-274.856578, 12794.1348),
     "relocate": (-6.425911, 4233.8778),
+    "hopper": (-20.272305, 3234.3),
+    "halfcheetah": (-280.178953, 12135.0),
+    "walker2d": (1.629008, 4592.3),
 }
 INSTALL = 'pip install "minari[hdf5,hf]" "gymnasium-robotics<=1.4.2"'
 # What HDF5, JSON and Minari raise on damaged files.

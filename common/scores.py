@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from common.env_ids import D4RL_MINARI_IDS
+from common.env_ids import D4RL_FILE_NAMES
 from common.tables import Row
 
 SCORES = {  # metrics that are scores, and what people call them; the first that an evaluation has is its score
@@ -17,7 +17,7 @@ def evaluations_in_score(family: str) -> int:
     """How many of the last evaluations the score is the mean of: of D4RL's sets one and of OGBench's three, as in the
     papers; three of everything else.
     """
-    return 1 if family in D4RL_MINARI_IDS else 3
+    return 1 if family in D4RL_FILE_NAMES else 3
 
 
 def headline_steps(family: str, args: Mapping[str, Any], evaluated: Collection[int]) -> list[int]:

@@ -13,7 +13,7 @@ from common.errors import exit_in_one_line
 
 def main(args: RunArgs) -> None:
     """As the scripts load it, so that what they would refuse is refused here. Only arguments of data have a part."""
-    dataset, provenance = sources.load(resolve(args.env_id), args)
+    dataset, provenance = sources.load(resolve(args.env_id, args.dataset_path), args)
     print(f"{sources.describe(provenance)}: {dataset.describe_size()}")
 
 

@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 
-from common.data import collect, episodes, experts, recipes
+from common.arguments import RunArgs
+from common.data import collect, episodes, experts, recipes, sources
 from common.env_ids import resolve
 from common.envs import make_env
 from common.errors import UserError
@@ -177,6 +178,76 @@ def test_the_ant_is_in_the_provenance():
     assert "scripted" in collect.describe_oracle(resolve("cube-double"))
 
 
+def test_a_large_collection_comes_in_shards_and_goes_on_after_a_stop(tmp_path, monkeypatch, capfd):
+    spec = resolve("pointmaze-medium")
+    monkeypatch.setattr(collect, "SHARD_EPISODES", 2)
+    whole = dict(np.load(collect.collect_data(spec, tmp_path / "whole", episodes=2, seed=3, workers=1)))
+    make, made = collect.collect_episodes, []
+
+    def stopped(make_collector, indices, *args, **how):
+        if made:
+            raise KeyboardInterrupt
+        made.append(list(indices))
+        return make(make_collector, indices, *args, **how)
+
+    monkeypatch.setattr(collect, "collect_episodes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        collect.collect_data(spec, tmp_path, episodes=5, seed=3, workers=1)
+    folder = collect.collected_path(spec, tmp_path, 5, 3)
+    assert folder.name == "pointmaze-medium-navigate-v0-collected-5-seed3"
+    (folder / ".tmp-killed.npz").write_bytes(b"left by a kill")
+    assert collect.find_collected(spec, tmp_path, 5, 3) is None
+    monkeypatch.setattr(
+        collect, "collect_episodes", lambda *args, **how: made.append(list(args[1])) or make(*args, **how)
+    )
+    assert collect.collect_data(spec, tmp_path, episodes=5, seed=3, workers=1) == folder
+    assert made == [[0, 1], [2, 3], [4]]  # none of them twice
+    assert sorted(path.name for path in folder.iterdir() if path.suffix == ".npz") == [
+        f"{folder.name}-{shard:03}.npz" for shard in range(3)
+    ]
+    with np.load(folder / f"{folder.name}-000.npz") as first:
+        for name, array in whole.items():
+            np.testing.assert_array_equal(first[name], array)
+    data, origin = sources.load(spec, RunArgs(dataset_path=folder))
+    assert data.num_transitions == 5000
+    assert sources.describe_source(origin) == (
+        "collected: 5 (official: 1000) episodes, seed 3, 3 shards, 5,000 transitions"
+    )
+    capfd.readouterr()
+    assert collect.collect_data(spec, tmp_path, episodes=5, seed=3) == folder
+    assert f"found {folder}" in capfd.readouterr().out
+
+
+def test_what_one_shard_holds_is_one_file(tmp_path):
+    for env_id, number, is_file in (
+        ("cube-single", 1000, True),
+        ("cube-single", 1001, False),
+        ("antmaze-large-stitch", 5000, True),
+        ("antmaze-large-explore", None, False),
+        ("cube-quadruple-play-100m", 1000, True),
+    ):
+        spec = resolve(env_id)
+        path = collect.collected_path(spec, tmp_path, number, 0)
+        assert (path.suffix == ".npz") == is_file, env_id
+        parts = collect.files_of(spec, path, number)
+        assert sum(map(len, parts.values())) == (number or 10_000)
+    old = tmp_path / "cube-triple-play-v0-collected-3000-seed0.npz"  # of before there were shards
+    assert collect.collected_path(resolve("cube-triple"), tmp_path, None, 0).suffix == ""
+    old.touch()
+    assert collect.collected_path(resolve("cube-triple"), tmp_path, None, 0) == old
+
+
+def test_eight_cubes_are_collected_where_they_are_asked_for(tmp_path, monkeypatch):
+    np.random.seed(0)
+    episode = recipes.manipulation(resolve("cube-octuple"), 60)()
+    assert episode["observations"].shape == (60, 19 + 9 * 8)
+    assert episode["qpos"].shape == (60, 14 + 7 * 8)
+    for name in ("OFFICIAL_SERVER", "MIRROR"):
+        monkeypatch.setattr(sources, name, "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"could not download cube-octuple-play-v0.npz; .*--data-source collect"):
+        sources.load(resolve("cube-octuple"), RunArgs(dataset_dir=tmp_path))
+
+
 def test_official_sizes():
     sizes = {
         "cube-single": (1000, 1001),
@@ -191,6 +262,8 @@ def test_official_sizes():
         "antmaze-giant": (500, 2001),
         "antmaze-teleport-stitch": (5000, 201),
         "antmaze-large-explore": (10000, 501),
+        "cube-octuple": (100000, 1001),
+        "scene-100m": (100000, 1001),
     }
     for env_id, size in sizes.items():
         official = collect.official_size(resolve(env_id))

@@ -6,9 +6,9 @@ import json
 import pathlib
 import threading
 
-from common import mujoco_versions
+from common import minari_envs, mujoco_versions
 from common.arguments import RunArgs
-from common.data import d4rl_hdf5, sources
+from common.data import d4rl_check, d4rl_hdf5, sources
 from common.env_ids import D4RL_FILE_NAMES, D4RL_MINARI_IDS, resolve
 from common.envs import make_env, make_evaluation_env
 from common.errors import UserError
@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 SIZES = {"antmaze": (29, 8), "pen": (45, 24), "door": (39, 28), "hammer": (46, 26), "relocate": (39, 30)}
+SIZES |= {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6)}
 BOX = mujoco.mjtGeom.mjGEOM_BOX
 Arrays = dict[str, np.ndarray]
 
@@ -92,7 +93,7 @@ def check_equal(data, expected: list[Arrays]) -> None:
         np.testing.assert_array_equal(column.view(np.int32), wanted.view(np.int32), err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["antmaze-umaze", "antmaze-large-diverse", "pen-human", "relocate-cloned"])
+@pytest.mark.parametrize("name", ["antmaze-umaze", "pen-human", "relocate-cloned", "hopper-medium-replay"])
 def test_a_file_becomes_what_the_papers_code_makes_of_it(name, tmp_path):
     """Traps 1, 2, 3, 5: terminals in mid-trajectory cut nothing, no row is lost but the papers', rewards stay."""
     arrays = made_up(name)
@@ -210,7 +211,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 def test_names():
     for name in D4RL_FILE_NAMES:
-        version = "v2" if name.startswith("antmaze") else "v1"
+        version = "v2" if name.startswith(("antmaze", "hopper", "halfcheetah", "walker2d")) else "v1"
         spec = resolve(f"d4rl-{name}")
         assert (spec.suite, spec.name, spec.short_name, spec.family) == ("d4rl_hdf5", f"d4rl-{name}", spec.name, name)
         file = pathlib.Path("somewhere.hdf5")
@@ -383,11 +384,75 @@ def test_pen_ends_where_it_is_dropped_or_after_100_steps():
     assert env.step(np.zeros(24, np.float32))[2]
 
 
+@pytest.mark.parametrize(
+    ("robot", "theirs"), [("hopper", "Hopper"), ("halfcheetah", "HalfCheetah"), ("walker2d", "Walker2d")]
+)
+def test_locomotion_is_gymnasiums_v4_scored_by_d4rl(robot, theirs):
+    spec = resolve(f"d4rl-{robot}-medium-expert-v2")
+    assert d4rl_hdf5.remote_name(spec.name) == f"gym_mujoco_v2/{robot}_medium_expert-v2.hdf5"
+    env = make_evaluation_env(spec)
+    assert (env.observation_space.shape, env.action_space.shape) == tuple((size,) for size in SIZES[robot])
+    assert env.most_steps == 1000
+    v4 = gymnasium.make(f"{theirs}-v4")
+    rng, over = np.random.default_rng(0), False
+    np.testing.assert_array_equal(env.reset(seed=0)[0], v4.reset(seed=0)[0].astype(np.float32))
+    v4.unwrapped.data.qacc_warmstart[:] = 0
+    while not over:  # the cheetah to its time limit
+        action = rng.uniform(-1, 1, v4.action_space.shape).astype(np.float32)
+        ours, expected = env.step(action), v4.step(action)
+        np.testing.assert_array_equal(ours[0], expected[0].astype(np.float32))
+        assert ours[1:4] == pytest.approx(expected[1:4])
+        over = expected[2] or expected[3]
+    low, high = minari_envs.reference_scores(spec, pathlib.Path())
+    assert (low, high) == pytest.approx(REFERENCES[robot])
+
+
+# D4RL's infos.py.
+REFERENCES = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0), "walker2d": (1.629008, 4592.3)}
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("name", ["antmaze-umaze", "hopper-medium", "door-human"])
+def test_the_simulator_is_compared_with_a_files(name, lag, tmp_path, capsys):
+    """Of states that were recorded here it makes the same; of those of other actions it does not."""
+    env, rng = make_env(f"common.d4rl_envs:d4rl-{name}"), np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    data, rows = env.unwrapped.data, []
+    for _ in range(30):
+        action, states = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32), []
+        for moment in range(2):
+            states.append({"qpos": data.qpos.copy(), "qvel": data.qvel.copy()})
+            if moment == 0:
+                before, (observation, *_) = observation, env.step(action)
+        place = (
+            {"door_body_pos": env.unwrapped.model.body_pos[env.unwrapped.door_body_id].copy()} if "door" in name else {}
+        )
+        rows.append(
+            {"observations": before, "actions": action} | {f"infos/{n}": a for n, a in (states[lag] | place).items()}
+        )
+    arrays = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    arrays |= {"terminals": np.zeros(30), "timeouts": np.arange(30) == 14}
+    path = write(tmp_path / "x.hdf5", arrays)
+    d4rl_check.main(d4rl_check.Args(f"d4rl-{name}", path))
+    out = capsys.readouterr().out
+    assert f"26 steps of {path}, whose rows have the state {('before', 'after')[lag]} its action" in out
+    off, moved = (float(line.split(" by ")[1].split()[0]) for line in out.splitlines()[-2:])
+    assert off < 1e-3 * moved
+    arrays["actions"] = -arrays["actions"]
+    d4rl_check.main(d4rl_check.Args(f"d4rl-{name}", write(tmp_path / "y.hdf5", arrays)))
+    assert float(capsys.readouterr().out.splitlines()[-2].split(" by ")[1].split()[0]) > 1e-2 * moved
+    del arrays["infos/qvel"]
+    with pytest.raises(UserError, match="it has no infos/qvel, so that its states cannot be set again"):
+        d4rl_check.main(d4rl_check.Args(f"d4rl-{name}", write(tmp_path / "z.hdf5", arrays)))
+
+
 # Runs.
 
 
 @pytest.mark.slow(20)
-@pytest.mark.parametrize(("name", "script"), [("antmaze-umaze", "drol.py"), ("pen-human", "fql.py")])
+@pytest.mark.parametrize(
+    ("name", "script"), [("antmaze-umaze", "drol.py"), ("pen-human", "fql.py"), ("hopper-medium", "drol.py")]
+)
 def test_training_evaluation_and_moving_the_data(name, script, tmp_path, here, monkeypatch):
     data, path = write(tmp_path / "mine.hdf5", made_up(name)), tmp_path / "run"
     sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
@@ -397,7 +462,8 @@ def test_training_evaluation_and_moving_the_data(name, script, tmp_path, here, m
     assert result.returncode == 0, result.stderr
     config = read_config(path)
     assert config["environment"]["name"] == f"d4rl-{name}"
-    assert config["origins"]["discount"] == "published"
+    assert config["origins"]["discount"] == ("default" if name == "hopper-medium" else "published")
+    assert ("nothing is published for hopper-medium" in result.stdout) == (name == "hopper-medium")
     assert {"h5py", "ogbench", "gymnasium-robotics"} <= config["versions"].keys()
     (row,) = read_table(path / "eval.csv")
     is_maze = name.startswith("antmaze")

@@ -1,21 +1,26 @@
 """Loading real files, damaged files, and downloads from a server on this machine."""
 
 import functools
+import gc
 import http.server
+import io
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 
 from common import mujoco_versions
 from common.arguments import RunArgs
-from common.data import ogbench_npz, sources
+from common.data import check, npz, ogbench_npz, sources
 from common.env_ids import resolve
 from common.errors import UserError
 from common.files import sha256
 
+import equinox as eqx
+import jax
 import numpy as np
 import ogbench
 import pytest
@@ -321,3 +326,58 @@ def test_a_replaced_file_loses_its_provenance(pointmaze_file, tmp_path):
     path.with_suffix(".json").write_text("{ damaged")
     assert sources.provenance(path, sha256(path))["source"] == "file"
     assert json.loads(pointmaze_file.with_suffix(".json").read_text())["sha256"]
+
+
+@pytest.mark.slow(5)
+def test_what_a_device_has_a_copy_of_leaves_the_host(pointmaze_file, here, after_update, tmp_path, monkeypatch):
+    load, host, left = sources.load, [], []
+
+    def load_out_of_line(spec, args):
+        data, origin = load(spec, args)
+        numbers = np.empty(data.observations.size + 1, np.float32)[1:].reshape(data.observations.shape)
+        numbers[:] = data.observations  # where no device takes them as they are
+        host.extend(weakref.ref(each) for each in (numbers, data.observations))
+        return eqx.tree_at(lambda dataset: dataset.observations, data, numbers), origin
+
+    monkeypatch.setattr(sources, "load", load_out_of_line)
+    after_update(50, lambda: left.append((gc.collect(), [each() is None for each in host])[1]))
+    sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
+    steps = ("--offline-steps", 50, "--log-interval", 50, "--dataset-path", pointmaze_file)
+    result = here("--env-id", "pointmaze-medium", *sizes, *steps, "--run-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert left == [[True, True]]
+
+
+def test_a_cpu_takes_what_a_reader_gives_without_a_copy(pointmaze_file):
+    data, _ = ogbench_npz.read(resolve("pointmaze-medium"), pointmaze_file)
+    for array in jax.tree.leaves(data):
+        assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "a"), ("b",), ()])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_hash_of_a_file_does_not_depend_on_what_is_read_of_it(save, order, tmp_path):
+    """Also where an archive was written into a pipe, so that sizes come after the members."""
+    arrays = {"a": np.arange(3e5).reshape(-1, 3), "b": np.asfortranarray(np.ones((5, 4))), "c": np.array(7)}
+    into = io.BytesIO()
+    into.seekable = lambda: False
+    into.tell = into.seek = lambda *_: (_ for _ in ()).throw(io.UnsupportedOperation())
+    save(into, **arrays)
+    (tmp_path / "piped.npz").write_bytes(into.getvalue())
+    save(tmp_path / "usual.npz", **arrays)
+    for path in (tmp_path / "piped.npz", tmp_path / "usual.npz"):
+        with npz.opened(path) as file:
+            for name in order:
+                blocks = [block for _, block in file.blocks(name)]
+                found = np.concatenate(blocks) if arrays[name].ndim else blocks[0]
+                np.testing.assert_array_equal(found, arrays[name])
+            assert file.sha256() == sha256(path)
+
+
+def test_images_stay_bytes_where_they_are_read(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(50, 64, 64, 3), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "x.npz", observations=images, masks=np.ones(50, bool))
+    with npz.opened(tmp_path / "x.npz") as file:
+        columns = check.read_checked("x", file, {"observations": (64, 64, 3), "masks": ()}, "a test")
+    np.testing.assert_array_equal(columns["observations"], images)
+    assert [column.dtype for column in columns.values()] == [np.uint8, np.float32]

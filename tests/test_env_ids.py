@@ -133,7 +133,7 @@ def test_a_minari_data_set_in_a_folder_knows_its_id(tmp_path):
         assert resolve(dataset_id, folder).name == dataset_id
     assert resolve("door-human", folder).family == "door-human"  # of which the data will be refused
     assert resolve("cube-double", tmp_path).suite == "ogbench"
-    with pytest.raises(UserError, match="another: mujoco/hopper/medium-v0"):
+    with pytest.raises(UserError, match=r"d4rl-hopper-medium is its own file, .* another: mujoco/hopper/medium-v0"):
         resolve("hopper-medium-v2")
 
 

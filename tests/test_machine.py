@@ -122,7 +122,7 @@ from common.env_ids import resolve
 from common.errors import UserError
 for start in (
     lambda: evaluation.Evaluator(resolve("cube-single"), 8, seeds=[0], workers=2),
-    lambda: episodes.collect_episodes(None, 1, 1, seed=0, workers=1, path=None, hint=""),
+    lambda: episodes.collect_episodes(None, range(1), 1, seed=0, workers=1, path=None, hint=""),
 ):
     try:
         start()

@@ -2,16 +2,21 @@
 
 import functools
 import http.server
+import os
 import pathlib
+import signal
 import threading
 
+import table
 from common import machine
 from common.arguments import RunArgs
 from common.data import ogbench_npz, recipes, sources
 from common.env_ids import SHARDS_100M, resolve
 from common.errors import UserError
 from common.files import sha256
+from common.policy import load_policy
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,8 +73,10 @@ def test_the_first_shards(folder):
 
 
 def test_a_file_has_no_shards(pointmaze_file):
-    with pytest.raises(UserError, match=r"--num-shards 2: .* is no folder of OGBench's shards"):
+    with pytest.raises(UserError, match="--num-shards 2 is for a folder of OGBench's shards"):
         load(pointmaze_file, num_shards=2)
+    with pytest.raises(UserError, match="--num-shards 2 is for a folder of OGBench's shards"):
+        sources.load(MAZE, RunArgs(num_shards=2, dataset_dir=pathlib.Path("/proc/nowhere")))  # before it is looked for
 
 
 def test_a_shard_that_is_missing_in_between_is_named(folder):
@@ -193,3 +200,28 @@ def test_maps_of_a_kill_are_removed_and_damaged_ones_named(folder):
         load(folder, data_memory="disk")
     with pytest.raises(UserError, match="--data-memory disk is for a folder of OGBench's shards"):
         load(next(folder.glob("*.npz")), data_memory="disk")
+
+
+@pytest.mark.slow(10)
+def test_a_run_on_shards_goes_on_wherever_they_lie_and_is_tabulated(folder, here, after_update, tmp_path, capsys):
+    sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
+    steps = ("--offline-steps", 100, "--log-interval", 50, "--save-minutes", 0, "--num-shards", 3)
+    words = ("--env-id", "pointmaze-medium", "--dataset-path", folder, *sizes, *steps, "--run-dir")
+    whole = here(*words, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    after_update(50, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert "saved at update 50" in here(*words, tmp_path / "stopped").stdout
+    resumed = here("--resume", tmp_path / "stopped", "--data-memory", "disk")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "on the disk" in resumed.stdout
+    for name in ("train.csv", "eval.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    policy = load_policy(tmp_path / "stopped")
+    assert policy(np.zeros(2, np.float32), jax.random.key(0)).shape == (2,)
+    table.main(table.TableArgs((tmp_path / "whole",)))
+    assert "file: 3 shards, 3,000 transitions" in capsys.readouterr().out
+    for path in folder.glob("*.npz"):
+        path.unlink()
+    gone = here("--resume", tmp_path / "stopped", "--offline-steps", 150)
+    assert gone.returncode == 2
+    assert gone.stderr.startswith(f"error: {folder}: it holds neither npz shards nor")

@@ -22,7 +22,8 @@ from common.files import check_folder, found, found_or_made, sha256, write_whole
 
 import numpy as np
 
-BYTES_A_STEP = 400  # at most, compressed
+SHARD_EPISODES = 1000
+BYTES_A_STEP = 400  # at most, compressed; of eight cubes twice as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Size:
 
 
 def official_size(spec: EnvSpec) -> Size:
-    """The size of OGBench's own data set (Park et al., 2025, appendix D).
+    """The size of OGBench's own data set (Park et al., 2025, appendix D); of eight cubes there is but the one of 100m.
 
     Raises:
         UserError: the environment has no scripted oracle.
     """
     check_collectable(spec)
+    if spec.size or spec.env_name == "cube-octuple":
+        return Size(SHARD_EPISODES * (len(spec.shard_names) or 100), 1001)
     if spec.dataset_type == "stitch":
         return Size(5000, 201)
     if spec.dataset_type == "explore":
@@ -73,9 +76,7 @@ def official_size(spec: EnvSpec) -> Size:
 def is_collectable(spec: EnvSpec) -> bool:
     """Whether there is somebody to act: ogbench's scripted oracles, the trained ant, a trained hand."""
     prefixes = ("cube", "scene", "puzzle", "pointmaze", "antmaze")
-    # No recipe is published for eight cubes.
-    has_oracle = spec.suite == "ogbench" and spec.env_name.startswith(prefixes) and spec.env_name != "cube-octuple"
-    return has_oracle or hands.is_collectable(spec)
+    return (spec.suite == "ogbench" and spec.env_name.startswith(prefixes)) or hands.is_collectable(spec)
 
 
 def check_collectable(spec: EnvSpec) -> None:
@@ -95,11 +96,39 @@ def check_collectable(spec: EnvSpec) -> None:
 
 
 def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path | None, episodes: int | None, seed: int) -> pathlib.Path:
-    """What is collected here. It has neither the official name, nor that of what another physics makes."""
+    """What is collected here: a file, or from the size of OGBench's shards on a folder of them.
+
+    It has neither the official name, nor that of what another physics makes.
+    """
     if hands.is_collectable(spec):
         return minari_envs.local_path(hands.dataset_id(spec, episodes, seed))
     episodes = official_size(spec).episodes if episodes is None else episodes
-    return dataset_dir / f"{spec.dataset_name}-collected-{episodes}-seed{seed}{mujoco_versions.suffix(spec)}.npz"
+    folder = dataset_dir / f"{spec.dataset_name}-collected-{episodes}-seed{seed}{mujoco_versions.suffix(spec)}"
+    file = folder.with_name(f"{folder.name}.npz")
+    return file if episodes <= episodes_of_shard(spec) or file.is_file() else folder
+
+
+def episodes_of_shard(spec: EnvSpec) -> int:
+    """OGBench's have 1000 of 1000 steps."""
+    return SHARD_EPISODES * max(1000 // (official_size(spec).episode_steps - 1), 1)
+
+
+def files_of(spec: EnvSpec, path: pathlib.Path, episodes: int | None) -> dict[pathlib.Path, range]:
+    """The files of what is collected at a path, and the episodes of each."""
+    episodes = official_size(spec).episodes if episodes is None else episodes
+    if path.suffix == ".npz":
+        return {path: range(episodes)}
+    firsts = range(0, episodes, step := episodes_of_shard(spec))
+    parts = [range(first, min(first + step, episodes)) for first in firsts]
+    return {path / f"{path.name}-{number:03}.npz": part for number, part in enumerate(parts)}
+
+
+def find_collected(
+    spec: EnvSpec, dataset_dir: pathlib.Path | None, episodes: int | None, seed: int = 0, hint: str = ""
+) -> pathlib.Path | None:
+    """What has been collected here, all of it, which is said with a hint; None if it is not there."""
+    path = collected_path(spec, dataset_dir, episodes, seed)
+    return found(path, hint, () if hands.is_collectable(spec) else files_of(spec, path, episodes))
 
 
 def collect_data(
@@ -113,69 +142,93 @@ def collect_data(
 ) -> pathlib.Path:
     """Collect a data set, unless it is there: of several processes one collects, and the others wait for it.
 
+    Shards that are there, of a collection that was stopped, are not collected again.
+
     Args:
         spec: environment.
-        dataset_dir: folder for NAME.npz, NAME-val.npz (if there are validation episodes) and NAME.json, its provenance.
-            (Of a hand a Minari data set is made, where Minari keeps its own.)
+        dataset_dir: folder for NAME.npz, NAME-val.npz (if there are validation episodes) and NAME.json, its provenance;
+            or for a folder NAME of NAME-000.npz, .. (Of a hand a Minari data set is made, where Minari keeps its own.)
         episodes: training episodes; OGBench's own number if None, 100 of a hand (pen: 300).
-        val_episodes: validation episodes of OGBench, collected after the training ones.
+        val_episodes: validation episodes of OGBench, which are numbered after the training ones.
         seed: seed of the collection.
         workers: worker processes; one for each core if None.
 
     Returns:
-        The training file, or Minari's folder.
+        The training file, the folder of shards, or Minari's.
 
     Raises:
         UserError: nobody acts in this environment, a size below one, or the files cannot be written.
     """
     check_collectable(spec)
     path = collected_path(spec, dataset_dir, episodes, seed)
-    val_path = path.with_name(f"{path.stem}-val.npz")
+    if hands.is_collectable(spec):
+        make_set = functools.partial(hands.make_set, spec, path, episodes=episodes, seed=seed, workers=workers)
+        return found_or_made(path, lambda: found(path), make_set)
+    files = files_of(spec, path, episodes)
 
     def find() -> pathlib.Path | None:
-        return found(path) if val_episodes == 0 or val_path.is_file() else None
+        has_all = val_episodes == 0 or all(validation_path(file).is_file() for file in files)
+        return find_collected(spec, dataset_dir, episodes, seed) if has_all else None
 
-    def make() -> pathlib.Path:
-        if hands.is_collectable(spec):
-            return hands.make_set(spec, path, episodes=episodes, seed=seed, workers=workers)
-        return _make_files(spec, path, val_path, episodes, val_episodes, seed, workers)
+    return found_or_made(path, find, lambda: _make_files(spec, path, files, val_episodes, seed, workers))
 
-    return found_or_made(path, find, make)
+
+def validation_path(path: pathlib.Path) -> pathlib.Path:
+    """Of the validation episodes that belong to a file."""
+    return path.with_name(f"{path.stem}-val.npz")
 
 
 def _make_files(
     spec: EnvSpec,
     path: pathlib.Path,
-    val_path: pathlib.Path,
-    episodes: int | None,
+    files: dict[pathlib.Path, range],
     val_episodes: int,
     seed: int,
     workers: int | None,
 ) -> pathlib.Path:
-    """Those of an OGBench data set."""
-    size = official_size(spec)
-    episodes = size.episodes if episodes is None else episodes
-    total, steps = episodes + val_episodes, size.episode_steps
-    check_folder(path.parent, total * steps * BYTES_A_STEP)
+    """Those of an OGBench data set that are not there yet, one after the other: no more is held than one has."""
+    size, total = official_size(spec), sum(map(len, files.values()))
     fewer = "--collect-episodes N, or --episodes N of python -m common.data.collect"
     hint = f"official size: {size.episodes} episodes; fewer: {fewer}"
     act = recipes.maze if "maze" in spec.env_name else recipes.manipulation
-    make_collector = functools.partial(act, spec, steps)
-    collected = collect_episodes(make_collector, total, steps, seed=seed, workers=workers, path=path, hint=hint)
+    make_collector = functools.partial(act, spec, size.episode_steps)
     provenance = {
         "source": "collected",
-        "episodes": episodes,
-        "episode_steps": steps,
+        "episodes": total,
+        "episode_steps": size.episode_steps,
         "official_episodes": size.episodes,
         "seed": seed,
         "oracle": describe_oracle(spec),
         "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
     }
-    splits = {val_path: collected[episodes:], path: collected[:episodes]}  # last the one that is looked for
-    for split_path, split in splits.items():
-        if split:
-            arrays = {key: np.concatenate([episode[key] for episode in split]) for key in split[0]}
-            write_whole(split_path, functools.partial(_write_with_provenance, arrays, path, provenance))
+    bytes_a_step = BYTES_A_STEP * (2 if spec.env_name == "cube-octuple" else 1)
+    of_file = val_episodes // len(files)
+    for number, (file, indices) in enumerate(files.items()):
+        first_val = total + number * of_file
+        val_indices = range(first_val, first_val + of_file)
+        if file.is_file() and (validation_path(file).is_file() or not val_indices):
+            continue
+        steps_left = (total - indices.start + val_episodes) * size.episode_steps
+        check_folder(file.parent, steps_left * bytes_a_step)
+        if file != path:
+            for debris in path.glob(".tmp-*"):  # of a kill
+                debris.unlink()
+            provenance |= {"episodes": len(indices), "first_episode": indices.start}
+        collected = collect_episodes(
+            make_collector,
+            [*indices, *val_indices],
+            size.episode_steps,
+            seed=seed,
+            workers=workers,
+            path=file,
+            hint=hint,
+        )
+        # Last the one that is looked for.
+        for name, split in ((validation_path(file), collected[len(indices) :]), (file, collected[: len(indices)])):
+            if split:
+                arrays = {key: np.concatenate([episode[key] for episode in split]) for key in split[0]}
+                write_whole(name, functools.partial(_write_with_provenance, arrays, file, provenance))
+        del collected
     return path
 
 

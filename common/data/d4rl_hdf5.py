@@ -20,7 +20,7 @@ from common.data.check import (
     read_checked,
     read_successors,
 )
-from common.env_ids import EnvSpec
+from common.env_ids import LOCOMOTION, EnvSpec
 from common.envs import make_evaluation_env
 from common.errors import UserError, expanded
 from common.files import sha256
@@ -38,7 +38,7 @@ MAZE_FILES = {
     "large-play": "hardest-maze_noisy_multistart_True_multigoal_False",
     "large-diverse": "hardest-maze_noisy_multistart_True_multigoal_True",
 }
-SHA256 = {  # by name; those of tensorflow_datasets, which has none of antmaze-medium-play and relocate
+SHA256 = {  # by name; those of tensorflow_datasets, which has none of antmaze-medium-play, relocate, locomotion
     "antmaze-umaze": "5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130",
     "antmaze-umaze-diverse": "c771dd63963cd7d9f55f24a6d809064f6b82250a6aeac4c9d13f9a1d06e8c932",
     "antmaze-medium-diverse": "ad9dcbac05d1f8744a7a216083f513662f43f64f28a4a5eb225e9811902dfae7",
@@ -64,6 +64,8 @@ def remote_name(name: str) -> str:
     _, robot, kind = name.split("-", 2)
     if robot == "antmaze":
         return f"ant_maze_v2/Ant_maze_{MAZE_FILES[kind]}_sparse_fixed.hdf5"
+    if robot in LOCOMOTION:
+        return f"gym_mujoco_v2/{robot}_{kind.replace('-', '_')}-v2.hdf5"
     return f"hand_dapg_v1/{robot}-{kind}-v1.hdf5"
 
 
@@ -148,16 +150,24 @@ class _Hdf5:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[_Hdf5]:
     """Open a file for as long as it is read."""
+    with opened_by_h5py(path) as file:
+        with _naming_damage(path):
+            arrays = _Hdf5(path, file)
+        note_unread(path, file.keys() - set(ARRAYS))
+        yield arrays
+
+
+@contextlib.contextmanager
+def opened_by_h5py(path: pathlib.Path) -> Iterator[Any]:
+    """An `h5py.File`. Raises `UserError` if it is none."""
     try:
         import h5py
     except ImportError as error:
         raise UserError(f"{path}: to read it h5py is needed: pip install h5py") from error
     with _naming_damage(path):
         file = h5py.File(path)
-        arrays = _Hdf5(path, file)
     with file:
-        note_unread(path, file.keys() - set(ARRAYS))
-        yield arrays
+        yield file
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from common.errors import UserError
 from common.processes import available_cores, check_locks
@@ -21,7 +21,7 @@ STEPS_A_SECOND = 450  # of one core, for announcing how long a collection will t
 
 def collect_episodes(
     make_collector: Callable[[], Callable[[], Episode]],
-    total: int,
+    indices: Sequence[int],
     episode_steps: int,
     *,
     seed: int,
@@ -34,7 +34,7 @@ def collect_episodes(
     Args:
         make_collector: called once in each process, returns what collects one episode with what NumPy's global
             generator is seeded to.
-        total: episodes.
+        indices: numbers of the episodes.
         episode_steps: steps of an episode at most.
         seed: seed of the collection; each episode has one of its own that follows from it.
         workers: processes; one for each core if None.
@@ -45,7 +45,7 @@ def collect_episodes(
         UserError: a number below one; a process died, or none can be started.
         KeyboardInterrupt: Ctrl-C.
     """
-    workers = available_cores() if workers is None else workers
+    workers, total = available_cores() if workers is None else workers, len(indices)
     if total < 1 or workers < 1 or seed < 0:
         raise UserError(f"cannot collect {total} episodes with {workers} workers and seed {seed}: too small")
     check_locks("make room there")
@@ -58,7 +58,7 @@ def collect_episodes(
         total=steps, unit="step", unit_scale=True, desc="collecting", smoothing=0.05, mininterval=1
     ) as progress:
         collected = []
-        for episode in _in_processes(make_collector, total, seed, workers):
+        for episode in _in_processes(make_collector, indices, seed, workers):
             collected.append(episode)
             progress.update(episode_steps)
     seconds = time.monotonic() - start
@@ -71,7 +71,7 @@ def _duration(seconds: float) -> str:
 
 
 def _in_processes(
-    make_collector: Callable[[], Callable[[], Episode]], total: int, seed: int, workers: int
+    make_collector: Callable[[], Callable[[], Episode]], indices: Sequence[int], seed: int, workers: int
 ) -> Iterator[Episode]:
     """Episodes as they come, in order."""
     # Workers are spawned: forking a process in which JAX has started threads can deadlock.
@@ -83,7 +83,7 @@ def _in_processes(
         try:
             # Not pool.map: it cancels what is left when interrupted, which a pool that breaks afterwards stumbles over.
             with starting_workers():
-                results = [pool.submit(_work, (seed, index)) for index in range(total)]
+                results = [pool.submit(_work, (seed, index)) for index in indices]
             for episode in results:
                 while not (episode.done() or interrupted.is_set()):
                     concurrent.futures.wait([episode], timeout=0.2)

@@ -47,7 +47,9 @@ def make_set(
     total, horizon = EPISODES[hand] if episodes is None else episodes, 100 if hand == "pen" else 200
     make_collector = functools.partial(recipe, hand, horizon)
     hint = "of a policy trained with DROL; fewer: --collect-episodes N"
-    collected = collect_episodes(make_collector, total, horizon, seed=seed, workers=workers, path=path, hint=hint)
+    collected = collect_episodes(
+        make_collector, range(total), horizon, seed=seed, workers=workers, path=path, hint=hint
+    )
     name = dataset_id(spec, episodes, seed)
     return write_whole_folder(path, functools.partial(_write, name, hand, horizon, collected, seed))
 

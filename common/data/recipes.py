@@ -18,6 +18,7 @@ P_STACK_BOUNDS = {  # of the stacking probability, which is drawn for each episo
     "cube-double": (0.0, 0.25),
     "cube-triple": (0.05, 0.35),
     "cube-quadruple": (0.1, 0.5),
+    "cube-octuple": (0.0, 0.35),
 }
 DTYPES = {"terminals": np.bool_, "button_states": np.int64}  # elsewhere float32
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from common import machine
 from common.data import npz, ogbench_npz
-from common.env_ids import SHARDS_100M, EnvSpec
+from common.env_ids import EnvSpec
 from common.errors import UserError
 from common.files import DAMAGE, check_folder, making, write_whole
 from common.machine import DataMemory
@@ -21,19 +21,14 @@ from common.replay import Dataset
 import numpy as np
 
 
-def official_names(spec: EnvSpec) -> list[str]:
-    """Of the shards of a set of 100 million transitions: 'cube-double-play-v0-000.npz', .."""
-    base = spec.family.removesuffix(f"-{spec.size}")
-    return [f"{base}-v0-{number:03}.npz" for number in range(SHARDS_100M[base])]
-
-
 def find(folder: pathlib.Path, num_shards: int | None) -> list[pathlib.Path]:
     """Those of a folder, or the first of them, in the order of their names. Validation files (*-val.npz) are none.
 
     Raises:
         UserError: there are none, or fewer; where they are numbered, one is missing in between.
     """
-    paths = sorted(path for path in folder.glob("*.npz") if not path.name.endswith("-val.npz") and path.is_file())
+    names = (path.name for path in folder.glob("*.npz") if path.is_file())
+    paths = [folder / name for name in sorted(names) if not name.endswith("-val.npz") and not name.startswith(".")]
     if not paths:
         raise UserError(f"{folder}: it holds neither npz shards nor a Minari data set")
     if num_shards is not None and num_shards > len(paths):

@@ -38,6 +38,7 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
         spec: environment and task.
         args: `dataset_path` is read and no other, if given; else `data_source`, `dataset_dir`, `collect_episodes` and
             `collect_workers` say where from. `own_rewards` are taken from a file instead of computing the task's.
+            Of a folder of shards `num_shards` are taken, which `data_memory` may leave on the disk.
 
     Returns:
         The data set (NumPy arrays, float32) and where it came from.
@@ -47,13 +48,15 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
     """
     if args.own_rewards and spec.suite != "ogbench":
         raise UserError(f"--own-rewards is for OGBench's environments, not for {spec.name}")
-    path = locate(spec, args) if args.dataset_path is None else _given(spec, expanded(args.dataset_path))
-    if args.num_shards is not None and not (spec.suite == "ogbench" and path.is_dir()):
-        raise UserError(f"--num-shards {args.num_shards}: {path} is no folder of OGBench's shards")
-    if spec.suite == "ogbench" and path.is_dir():
+    if args.dataset_path is None:
+        _check_shards(args, may_be=spec.size != "" or args.data_source == "collect")
+        path = locate(spec, args)
+    else:
+        path = _given(spec, expanded(args.dataset_path))
+    are_shards = spec.suite == "ogbench" and path.is_dir()
+    _check_shards(args, may_be=are_shards)
+    if are_shards:
         return _load_shards(spec, path, args)
-    if args.data_memory == "disk":
-        raise UserError("--data-memory disk is for a folder of OGBench's shards")
     if spec.suite == "ogbench":
         dataset, digest = ogbench_npz.read(spec, path, args.own_rewards)
         return dataset, provenance(path, digest)
@@ -64,12 +67,25 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
     return dataset, provenance(path, digest) | rescaled
 
 
+def _check_shards(args: RunArgs, may_be: bool) -> None:
+    """Raises `UserError` if something is asked for that only a folder of shards has."""
+    if args.num_shards is not None and not may_be:
+        raise UserError(f"--num-shards {args.num_shards} is for a folder of OGBench's shards")
+    if args.data_memory == "disk" and not may_be:
+        raise UserError("--data-memory disk is for a folder of OGBench's shards")
+
+
 def _given(spec: EnvSpec, path: pathlib.Path) -> pathlib.Path:
     """The path of --dataset-path. Raises `UserError` if there cannot be this environment's data."""
-    if spec.suite == "d4rl" and not (path / "data").is_dir():
-        raise UserError(f"--dataset-path {path}: not the folder of a Minari data set")
-    if spec.suite != "d4rl" and not (path.is_file() or (spec.suite == "ogbench" and path.is_dir())):
-        raise UserError(f"--dataset-path {path}: no such file")
+    problem = None
+    if spec.suite == "d4rl":
+        problem = None if (path / "data").is_dir() else "not the folder of a Minari data set"
+    elif path.is_dir() and spec.suite != "ogbench":
+        problem = f"a folder, and the data of {spec.name} is a file"
+    elif not path.exists():
+        problem = "no such file"
+    if problem is not None:
+        raise UserError(f"--dataset-path {path}: {problem}")
     return path
 
 
@@ -99,6 +115,8 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
     if spec.suite == "gymnasium":
         raise UserError(f"--env-id {spec.name}: its data has to be given, with --dataset-path FILE.npz")
     may_collect = args.data_source == "auto" and collect.is_collectable(spec)
+    if may_collect and spec.env_name == "cube-octuple":  # of which there are 100 million transitions or none
+        may_collect = args.collect_episodes is not None
     folder = expanded(args.dataset_dir) if spec.suite == "ogbench" else None  # Minari and d4rl have their own
 
     def collect_here() -> pathlib.Path:
@@ -113,8 +131,8 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
         there = found(original)
         if there or not may_collect:
             return there
-        collected = collect.collected_path(spec, folder, args.collect_episodes, seed=0)
-        return found(collected, " (the original data instead: --data-source download)")
+        hint = " (the original data instead: --data-source download)"
+        return collect.find_collected(spec, folder, args.collect_episodes, hint=hint)
 
     def make() -> pathlib.Path:
         try:
@@ -130,7 +148,7 @@ def locate(spec: EnvSpec, args: RunArgs) -> pathlib.Path:
 
 def _locate_shards(spec: EnvSpec, folder: pathlib.Path, num_shards: int | None) -> pathlib.Path:
     """The folder of a set of 100 million transitions, where the shards that are missing are downloaded, one by one."""
-    names = shards.official_names(spec)
+    names = spec.shard_names
     if num_shards is not None and num_shards > len(names):
         raise UserError(f"--num-shards {num_shards}: {spec.family} has {len(names)}")
     wanted = [folder / name for name in names[:num_shards]]
