@@ -10,6 +10,7 @@ L_bc = E ||clip(f(s, z)) - a||^2 / d of one random latent z, which takes, alone,
 
 By default an update costs K + 2 forward passes of the actor (K to route, the winner, the next action) and 1 backward;
 of each critic 2 forward (data action, winner), 2 backward (one as to the action alone), and 1 forward of its target.
+Of images, each network's encoder (common/encoder.py) sees each state once, whatever K: 4 passes forward, 2 backward.
 
 Files, environments, logs, and the rest of `--help` (RunArgs in common/arguments.py) are in common/.
 `diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
@@ -29,6 +30,7 @@ import itertools
 from typing import Annotated, Any, Literal, NamedTuple
 
 from common.arguments import Count, RunArgs, Weight, from_command_line
+from common.encoder import ImageNetwork, behind_encoder, num_features, see
 from common.env_ids import EnvSpec
 from common.errors import UserError, exit_in_one_line
 from common.evaluation import Evaluations
@@ -45,7 +47,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 from pydantic import Field
 
 ALGORITHM = "drol"
@@ -71,6 +73,8 @@ class Args(RunArgs):
     """Transitions a batch, sampled uniformly with replacement."""
     hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1), Role.SIZE] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network."""
+    encoder_sizes: Annotated[tuple[Count, ...], Field(min_length=2), Role.SIZE] = (16, 32, 32, 512)
+    """Of images: channels of the stages of each network's encoder (IMPALA's), and last the features of an image."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-4
     """Adam's step size."""
     discount: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -114,6 +118,7 @@ class Published(NamedTuple):
 
 DEFAULT = Published(1.0, 0.99, "mean", None)  # where nothing is published
 OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000, "d4rl_hdf5": 500_000, "gymnasium": 1_000_000}
+VISUAL = {"offline_steps": 500_000, "frame_stack": 3, "p_aug": 0.5}  # OGBench's visual tasks: FQL's, of all five
 PUBLISHED = {
     # OGBench: --env-id antmaze-large (or antmaze-large-task2, ..) is the navigate set, cube-double the play set.
     "antmaze-large-navigate": Published(0.03, 0.995, "min", star_k=16),
@@ -141,6 +146,7 @@ PUBLISHED = {
 def published_settings(args: Args, spec: EnvSpec) -> tuple[Literal["published", "default"], dict[str, Any]]:
     """What arguments take that are left unset, and whether the paper has it."""
     settings = PUBLISHED.get(spec.family, DEFAULT)._asdict() | {"offline_steps": OFFLINE_STEPS[spec.suite]}
+    settings |= VISUAL if spec.is_visual else {}
     star_k = settings.pop("star_k")
     if args.drol_star and star_k is None:
         raise UserError(f"--drol-star: the paper has no tuned K for {spec.family}; give --num-candidates")
@@ -196,29 +202,33 @@ def _linear(fan_in: int, fan_out: int, *, key: PRNGKey) -> eqx.nn.Linear:
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(fan_out)))
 
 
+Network = MLP | ImageNetwork  # the members of an ensemble of ImageNetworks share the encoder
+
+
 class Params(eqx.Module):
     """Everything that is optimised."""
 
-    critic: MLP  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, .., NUM_CRITICS
-    actor: MLP  # f(s, z), not clipped
+    critic: Network  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, .., NUM_CRITICS
+    actor: Network  # f(s, z), not clipped
 
 
 class TrainState(eqx.Module):
     """Everything that an update changes."""
 
     params: Params
-    target_critic: MLP
+    target_critic: Network
     opt_state: optax.OptState
     step: Int[Array, ""]  # updates so far
 
 
-def init_params(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> Params:
+def init_params(args: Args, observation_shape: tuple[int, ...], action_dim: int, key: PRNGKey) -> Params:
     """Fresh networks."""
     critic_key, actor_key = jax.random.split(key)
-    in_size = observation_dim + action_dim
+    of_images = functools.partial(behind_encoder, observation_shape, args.encoder_sizes)  # where they are images
+    in_size = num_features(observation_shape, args.encoder_sizes) + action_dim
     return Params(
-        critic=init_critic(args, in_size, critic_key),
-        actor=MLP(in_size, action_dim, args.hidden_sizes, key=actor_key),
+        critic=of_images(init_critic(args, in_size, critic_key), critic_key),
+        actor=of_images(MLP(in_size, action_dim, args.hidden_sizes, key=actor_key), actor_key),
     )
 
 
@@ -228,9 +238,9 @@ def init_critic(args: Args, in_size: int, key: PRNGKey) -> MLP:
     return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, NUM_CRITICS))
 
 
-def init_state(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> TrainState:
+def init_state(args: Args, observation_shape: tuple[int, ...], action_dim: int, key: PRNGKey) -> TrainState:
     """Fresh networks, target equal to critic, zero Adam moments."""
-    params = init_params(args, observation_dim, action_dim, key)
+    params = init_params(args, observation_shape, action_dim, key)
     target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: no buffer can be donated to a chunk twice
     return TrainState(params, target_critic, optimizer(args).init(params), jnp.zeros((), jnp.int32))
 
@@ -241,10 +251,11 @@ def optimizer(args: Args) -> optax.GradientTransformation:
 
 
 def q_values(
-    critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
+    critic: Network, observations: Shaped[Array, " batch *observation"], actions: Float[Array, "batch action"]
 ) -> Float[Array, "ensemble batch"]:
     """Q_i(s, a) of every member of the ensemble."""
-    return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
+    features, members = see(critic, observations)
+    return jax.vmap(lambda member: jax.vmap(member)(features, actions)[:, 0])(members)
 
 
 def aggregate(q: Float[Array, "ensemble batch"], q_agg: Agg) -> Float[Array, " batch"]:
@@ -283,22 +294,23 @@ def sample_noise(args: Args, action_dim: int, key: PRNGKey) -> Noise:
 
 
 def sample_action(
-    args: Args, params: Params, observation: Float[Array, " observation"], key: PRNGKey
+    args: Args, params: Params, observation: Shaped[Array, "*observation"], key: PRNGKey
 ) -> Float[Array, " action"]:
     """The policy: one latent, one pass of the actor, clipped; or, if asked for, the best of several."""
     if args.inference_num_samples not in (None, 1):
         return sample_best_action(args, params, observation, key)
-    action_dim = params.actor.layers[-1].out_features
-    return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
+    features, actor = see(params.actor, observation)
+    return jnp.clip(actor(features, sample_latents(key, (actor.layers[-1].out_features,))), -1, 1)
 
 
 def sample_next_actions(
-    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
+    args: Args, params: Params, target_critic: Network, batch: Batch, noise: Noise
 ) -> Float[Array, "batch action"]:
     """a' of the Bellman target: a fresh sample of the policy; or, if asked for, the best of several."""
     if args.critic_num_candidates > 1:
         return best_next_actions(params, target_critic, batch, noise)
-    return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+    features, actor = see(params.actor, batch.next_observations)
+    return jnp.clip(jax.vmap(actor)(features, noise.next_latents), -1, 1)
 
 
 # ---- Losses ----------------------------------------------------------------------------------------------------------
@@ -309,12 +321,13 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
 
     # Route: w = argmin_k ||c_k - a||^2 of the candidates c_k = clip(f(s, z_k), -1, 1). An argmin has no gradient, and
     # only the winner gets one: so all K are computed without, and the winner once more with it.
-    router = jax.vmap(jax.vmap(jax.lax.stop_gradient(params.actor), in_axes=(None, 0)))
-    candidates = jnp.clip(router(batch.observations, noise.latents), -1, 1)  # [batch, K, action]
+    features, actor = see(params.actor, batch.observations)
+    router = jax.vmap(jax.vmap(jax.lax.stop_gradient(actor), in_axes=(None, 0)))
+    candidates = jnp.clip(router(jax.lax.stop_gradient(features), noise.latents), -1, 1)  # [batch, K, action]
     distances = ((candidates - batch.actions[:, None]) ** 2).sum(axis=-1)
     winner = distances.argmin(axis=1)
     winning_latents = jnp.take_along_axis(noise.latents, winner[:, None, None], axis=1)[:, 0]
-    actions = jnp.clip(jax.vmap(params.actor)(batch.observations, winning_latents), -1, 1)
+    actions = jnp.clip(jax.vmap(actor)(features, winning_latents), -1, 1)
 
     # Behaviour cloning: L_bc = mean over the batch of ||c_w - a||^2 / d.
     bc_loss = ((actions - batch.actions) ** 2).mean()
@@ -337,7 +350,9 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
     }
 
 
-def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
+def critic_loss(
+    args: Args, params: Params, target_critic: Network, batch: Batch, noise: Noise
+) -> tuple[Scalar, Metrics]:
     """Mean over batch and i of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a').
 
     m = 0 where the task is complete. Where a trajectory ends otherwise, at a time limit say, y bootstraps: m = 1.
@@ -361,29 +376,34 @@ def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, no
 
 
 def sample_best_action(
-    args: Args, params: Params, observation: Float[Array, " observation"], key: PRNGKey
+    args: Args, params: Params, observation: Shaped[Array, "*observation"], key: PRNGKey
 ) -> Float[Array, " action"]:
     """The best of inference_num_samples actions of the policy, or of the densest of them."""
-    latents = sample_latents(key, (args.inference_num_samples, params.actor.layers[-1].out_features))
-    candidates = jnp.clip(jax.vmap(params.actor, in_axes=(None, 0))(observation, latents), -1, 1)
+    features, actor = see(params.actor, observation)
+    latents = sample_latents(key, (args.inference_num_samples, actor.layers[-1].out_features))
+    candidates = jnp.clip(jax.vmap(actor, in_axes=(None, 0))(features, latents), -1, 1)
     if args.inference_density_top_k is not None:
         candidates = densest(candidates, args.inference_density_top_k)
     return best_action(params.critic, args.inference_q_agg or "mean", observation, candidates)
 
 
-def best_next_actions(params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> Float[Array, "batch action"]:
+def best_next_actions(
+    params: Params, target_critic: Network, batch: Batch, noise: Noise
+) -> Float[Array, "batch action"]:
     """a' as the best of N samples of the policy, by the minimum of the target critics."""
-    act = jax.vmap(jax.vmap(params.actor, in_axes=(None, 0)))
-    candidates = jnp.clip(act(batch.next_observations, noise.next_latents), -1, 1)  # [batch, N, action]
+    features, actor = see(params.actor, batch.next_observations)
+    act = jax.vmap(jax.vmap(actor, in_axes=(None, 0)))
+    candidates = jnp.clip(act(features, noise.next_latents), -1, 1)  # [batch, N, action]
     return jax.vmap(functools.partial(best_action, target_critic, "min"))(batch.next_observations, candidates)
 
 
 def best_action(
-    critic: MLP, q_agg: Agg, observation: Float[Array, " observation"], candidates: Float[Array, "N action"]
+    critic: Network, q_agg: Agg, observation: Shaped[Array, "*observation"], candidates: Float[Array, "N action"]
 ) -> Float[Array, " action"]:
     """The candidate with the largest agg_i Q_i(s, c)."""
-    observations = jnp.broadcast_to(observation, (len(candidates), len(observation)))
-    return candidates[aggregate(q_values(critic, observations, candidates), q_agg).argmax()]
+    features, members = see(critic, observation)
+    features = jnp.broadcast_to(features, (len(candidates), len(features)))
+    return candidates[aggregate(q_values(members, features, candidates), q_agg).argmax()]
 
 
 def densest(candidates: Float[Array, "N action"], top_k: int) -> Float[Array, "top_k action"]:
@@ -456,7 +476,7 @@ def main(args: Args) -> list | None:
     runs = begin(args, ALGORITHM, published_settings)
     dataset = runs.load_dataset()
     args, seeds = runs.args, Seeds(runs.seeds)  # every array below has a leading axis of seeds, spread over the devices
-    states = seeds.initialise(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))
+    states = seeds.initialise(functools.partial(init_state, args, dataset.observation_shape, dataset.action_dim))
     replays = seeds.initialise(lambda key: empty_replay(args, dataset))
     states, replays = runs.restore(seeds, states, replays)  # where they stand, if they are resumed
     train = seeds.vmap(functools.partial(train_chunk, args), donate=[0])

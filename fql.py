@@ -8,6 +8,7 @@ Euler steps, and is improved by the critic. Only the actor acts; the flow never 
 
 An update costs 2 forward passes of the actor (the action, the next action) and 1 backward; of the flow 11 forward (10
 Euler steps) and 1 backward; of each of the two critics 2 forward (data, actor), 2 backward and 1 forward of its target.
+Of images, each network's encoder (common/encoder.py) sees each state once, all steps on: 5 passes forward, 3 backward.
 
 Files, environments, logs, and the rest of `--help` (RunArgs in common/arguments.py) are in common/.
 `diff drol.py fql.py` shows what the two algorithms do differently, and nothing else.
@@ -25,6 +26,7 @@ import itertools
 from typing import Annotated, Any, Literal, NamedTuple
 
 from common.arguments import Count, RunArgs, Weight, from_command_line
+from common.encoder import ImageNetwork, behind_encoder, num_features, see
 from common.env_ids import EnvSpec
 from common.errors import exit_in_one_line
 from common.evaluation import Evaluations
@@ -41,7 +43,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 from pydantic import Field
 
 ALGORITHM = "fql"
@@ -67,6 +69,8 @@ class Args(RunArgs):
     """Transitions a batch, sampled uniformly with replacement."""
     hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1), Role.SIZE] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network."""
+    encoder_sizes: Annotated[tuple[Count, ...], Field(min_length=2), Role.SIZE] = (16, 32, 32, 512)
+    """Of images: channels of the stages of each network's encoder (IMPALA's), and last the features of an image."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-4
     """Adam's step size."""
     discount: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -95,6 +99,7 @@ class Published(NamedTuple):
 
 DEFAULT = Published(10.0, 0.99, "mean")  # where nothing is published
 OFFLINE_STEPS = {"ogbench": 1_000_000, "d4rl": 500_000, "d4rl_hdf5": 500_000, "gymnasium": 1_000_000}
+VISUAL = {"offline_steps": 500_000, "frame_stack": 3, "p_aug": 0.5}  # OGBench's visual tasks: FQL's, of all five
 PUBLISHED = {
     # OGBench: --env-id antmaze-large (or antmaze-large-task2, ..) is the navigate set, cube-double the play set.
     "antmaze-large-navigate": Published(10.0, 0.99, "min"),
@@ -103,6 +108,9 @@ PUBLISHED = {
     "antsoccer-arena-navigate": Published(10.0, 0.995, "mean"),
     **dict.fromkeys(("cube-single-play", "cube-double-play", "scene-play"), Published(300.0, 0.99, "mean")),
     **dict.fromkeys(("puzzle-3x3-play", "puzzle-4x4-play"), Published(1000.0, 0.99, "mean")),
+    **dict.fromkeys(("visual-cube-single-play", "visual-puzzle-3x3-play"), Published(300.0, 0.99, "mean")),
+    "visual-puzzle-4x4-play": Published(300.0, 0.99, "mean"),
+    **dict.fromkeys(("visual-cube-double-play", "visual-scene-play"), Published(100.0, 0.99, "mean")),
     # D4RL, through Minari: --env-id as it stands here.
     **dict.fromkeys(("antmaze-umaze", "antmaze-umaze-diverse"), Published(10.0, 0.99, "mean")),
     **dict.fromkeys(("antmaze-medium-play", "antmaze-medium-diverse"), Published(10.0, 0.99, "mean")),
@@ -125,6 +133,7 @@ ONLINE_ALPHA = {  # published for fine-tuning, where it is another one
 def published_settings(args: Args, spec: EnvSpec) -> tuple[Literal["published", "default"], dict[str, Any]]:
     """What arguments take that are left unset, and whether the paper has it."""
     settings = PUBLISHED.get(spec.family, DEFAULT)._asdict() | {"offline_steps": OFFLINE_STEPS[spec.suite]}
+    settings |= VISUAL if spec.is_visual else {}
     if args.online_steps > 0:
         settings["alpha"] = ONLINE_ALPHA.get(spec.family, settings["alpha"])
     return "published" if spec.family in PUBLISHED else "default", settings
@@ -176,31 +185,35 @@ def _linear(fan_in: int, fan_out: int, *, key: PRNGKey) -> eqx.nn.Linear:
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(fan_out)))
 
 
+Network = MLP | ImageNetwork  # the members of an ensemble of ImageNetworks share the encoder
+
+
 class Params(eqx.Module):
     """Everything that is optimised."""
 
-    critic: MLP  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, .., NUM_CRITICS
-    actor: MLP  # f(s, z), not clipped
-    flow: MLP  # v(s, x_t, t), the teacher
+    critic: Network  # Q_i(s, a); every array has a leading axis for the ensemble i = 1, .., NUM_CRITICS
+    actor: Network  # f(s, z), not clipped
+    flow: Network  # v(s, x_t, t), the teacher
 
 
 class TrainState(eqx.Module):
     """Everything that an update changes."""
 
     params: Params
-    target_critic: MLP
+    target_critic: Network
     opt_state: optax.OptState
     step: Int[Array, ""]  # updates so far
 
 
-def init_params(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> Params:
+def init_params(args: Args, observation_shape: tuple[int, ...], action_dim: int, key: PRNGKey) -> Params:
     """Fresh networks."""
     critic_key, actor_key, flow_key = jax.random.split(key, 3)
-    in_size = observation_dim + action_dim
+    of_images = functools.partial(behind_encoder, observation_shape, args.encoder_sizes)  # where they are images
+    in_size = num_features(observation_shape, args.encoder_sizes) + action_dim
     return Params(
-        critic=init_critic(args, in_size, critic_key),
-        actor=MLP(in_size, action_dim, args.hidden_sizes, key=actor_key),
-        flow=MLP(in_size + 1, action_dim, args.hidden_sizes, key=flow_key),
+        critic=of_images(init_critic(args, in_size, critic_key), critic_key),
+        actor=of_images(MLP(in_size, action_dim, args.hidden_sizes, key=actor_key), actor_key),
+        flow=of_images(MLP(in_size + 1, action_dim, args.hidden_sizes, key=flow_key), flow_key),
     )
 
 
@@ -210,9 +223,9 @@ def init_critic(args: Args, in_size: int, key: PRNGKey) -> MLP:
     return eqx.filter_vmap(lambda key: init_member(key=key))(jax.random.split(key, NUM_CRITICS))
 
 
-def init_state(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> TrainState:
+def init_state(args: Args, observation_shape: tuple[int, ...], action_dim: int, key: PRNGKey) -> TrainState:
     """Fresh networks, target equal to critic, zero Adam moments."""
-    params = init_params(args, observation_dim, action_dim, key)
+    params = init_params(args, observation_shape, action_dim, key)
     target_critic = jax.tree.map(jnp.copy, params.critic)  # a copy: no buffer can be donated to a chunk twice
     return TrainState(params, target_critic, optimizer(args).init(params), jnp.zeros((), jnp.int32))
 
@@ -223,10 +236,11 @@ def optimizer(args: Args) -> optax.GradientTransformation:
 
 
 def q_values(
-    critic: MLP, observations: Float[Array, "batch observation"], actions: Float[Array, "batch action"]
+    critic: Network, observations: Shaped[Array, " batch *observation"], actions: Float[Array, "batch action"]
 ) -> Float[Array, "ensemble batch"]:
     """Q_i(s, a) of every member of the ensemble."""
-    return jax.vmap(lambda member: jax.vmap(member)(observations, actions)[:, 0])(critic)
+    features, members = see(critic, observations)
+    return jax.vmap(lambda member: jax.vmap(member)(features, actions)[:, 0])(members)
 
 
 def aggregate(q: Float[Array, "ensemble batch"], q_agg: Agg) -> Float[Array, " batch"]:
@@ -267,18 +281,19 @@ def sample_noise(args: Args, action_dim: int, key: PRNGKey) -> Noise:
 
 
 def sample_action(
-    args: Args, params: Params, observation: Float[Array, " observation"], key: PRNGKey
+    args: Args, params: Params, observation: Shaped[Array, "*observation"], key: PRNGKey
 ) -> Float[Array, " action"]:
     """The policy: one latent, one pass of the actor, clipped."""
-    action_dim = params.actor.layers[-1].out_features
-    return jnp.clip(params.actor(observation, sample_latents(key, (action_dim,))), -1, 1)
+    features, actor = see(params.actor, observation)
+    return jnp.clip(actor(features, sample_latents(key, (actor.layers[-1].out_features,))), -1, 1)
 
 
 def sample_next_actions(
-    args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise
+    args: Args, params: Params, target_critic: Network, batch: Batch, noise: Noise
 ) -> Float[Array, "batch action"]:
     """a' of the Bellman target: a fresh sample of the policy."""
-    return jnp.clip(jax.vmap(params.actor)(batch.next_observations, noise.next_latents), -1, 1)
+    features, actor = see(params.actor, batch.next_observations)
+    return jnp.clip(jax.vmap(actor)(features, noise.next_latents), -1, 1)
 
 
 # ---- Losses ----------------------------------------------------------------------------------------------------------
@@ -289,13 +304,15 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
 
     # Flow matching: v(s, x_t, t) predicts the velocity a - x_0 of x_t = (1 - t) x_0 + t a.
     x_t = (1 - noise.flow_times) * noise.flow_noise + noise.flow_times * batch.actions
-    velocities = jax.vmap(params.flow)(batch.observations, x_t, noise.flow_times)
+    flow_features, flow = see(params.flow, batch.observations)
+    velocities = jax.vmap(flow)(flow_features, x_t, noise.flow_times)
     flow_loss = ((velocities - (batch.actions - noise.flow_noise)) ** 2).mean()
 
     # Distillation: one step of the actor should lead where the flow leads, from the same latent.
     # The teacher is a constant: it learns from the data alone, and does not come to meet its student.
-    teacher_actions = jax.lax.stop_gradient(flow_actions(args, params.flow, batch.observations, noise.latents))
-    actions = jax.vmap(params.actor)(batch.observations, noise.latents)
+    teacher_actions = jax.lax.stop_gradient(flow_actions(args, flow, flow_features, noise.latents))
+    features, actor = see(params.actor, batch.observations)
+    actions = jax.vmap(actor)(features, noise.latents)
     distill_loss = ((actions - teacher_actions) ** 2).mean()
 
     # Improvement: L_q = -mean over the batch of the ensemble's mean Q(s, clip(f(s, z), -1, 1)).
@@ -317,19 +334,21 @@ def actor_loss(args: Args, params: Params, batch: Batch, noise: Noise) -> tuple[
 
 
 def flow_actions(
-    args: Args, flow: MLP, observations: Float[Array, "batch observation"], latents: Float[Array, "batch action"]
+    args: Args, flow: MLP, features: Float[Array, "batch features"], latents: Float[Array, "batch action"]
 ) -> Float[Array, "batch action"]:
     """Follow the flow dx/dt = v(s, x, t) from x = z at t = 0 to t = 1 in Euler steps, and clip."""
 
     def euler_step(x: Float[Array, "batch action"], step: Int[Array, ""]) -> tuple[Float[Array, "batch action"], None]:
         times = jnp.full_like(x[:, :1], step / args.flow_steps)
-        return x + jax.vmap(flow)(observations, x, times) / args.flow_steps, None
+        return x + jax.vmap(flow)(features, x, times) / args.flow_steps, None
 
     x, _ = jax.lax.scan(euler_step, latents, jnp.arange(args.flow_steps), unroll=True)
     return jnp.clip(x, -1, 1)
 
 
-def critic_loss(args: Args, params: Params, target_critic: MLP, batch: Batch, noise: Noise) -> tuple[Scalar, Metrics]:
+def critic_loss(
+    args: Args, params: Params, target_critic: Network, batch: Batch, noise: Noise
+) -> tuple[Scalar, Metrics]:
     """Mean over batch and i of (Q_i(s, a) - y)^2, y = r + discount * m * agg_i Qtarget_i(s', a').
 
     m = 0 where the task is complete. Where a trajectory ends otherwise, at a time limit say, y bootstraps: m = 1.
@@ -413,7 +432,7 @@ def main(args: Args) -> list | None:
     runs = begin(args, ALGORITHM, published_settings)
     dataset = runs.load_dataset()
     args, seeds = runs.args, Seeds(runs.seeds)  # every array below has a leading axis of seeds, spread over the devices
-    states = seeds.initialise(functools.partial(init_state, args, dataset.observation_dim, dataset.action_dim))
+    states = seeds.initialise(functools.partial(init_state, args, dataset.observation_shape, dataset.action_dim))
     replays = seeds.initialise(lambda key: empty_replay(args, dataset))
     states, replays = runs.restore(seeds, states, replays)  # where they stand, if they are resumed
     train = seeds.vmap(functools.partial(train_chunk, args), donate=[0])

@@ -17,6 +17,12 @@ import numpy as np
 LIBRARY = pathlib.Path(gymnasium.__file__).parent  # whose lines nobody has to mend
 
 
+def is_image(space: gymnasium.Space) -> bool:
+    """Whether observations are images [height, width, channels], grey, in colours, or in colours and one more."""
+    is_box = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8
+    return is_box and len(space.shape) == 3 and space.shape[2] in (1, 3, 4)
+
+
 class Answers:
     """Reads what one environment answers.
 
@@ -28,7 +34,9 @@ class Answers:
         env: environment.
         """
         self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        self._size = gymnasium.spaces.flatdim(env.observation_space)
+        space = env.observation_space  # once: an environment of OGBench's with images renders one each time
+        self.image_shape = space.shape if is_image(space) else None
+        self.size = gymnasium.spaces.flatdim(space)
 
     @contextlib.contextmanager
     def asking(self, call: str) -> Iterator[None]:
@@ -55,16 +63,20 @@ class Answers:
         return answer
 
     def observation(self, call: str, answer: Any) -> np.ndarray:
-        """Flat, float32 and finite."""
+        """Flat, float32 and finite; an image as it is."""
+        if self.image_shape is not None:
+            if not isinstance(answer, np.ndarray) or answer.dtype != np.uint8 or answer.shape != self.image_shape:
+                self._refuse(f"the observation of {call}()", answer, f"an image {self.image_shape} of uint8")
+            return answer
         vector = None
         with contextlib.suppress(TypeError, ValueError, KeyError, RuntimeError):
             vector = flatten_observation(answer)
         # [1, o] and [o, 1] have one meaning, too.
-        if vector is None or vector.size != self._size or max(vector.shape, default=1) != self._size:
-            self._refuse(f"the observation of {call}()", answer, f"a vector of {self._size} numbers")
+        if vector is None or vector.size != self.size or max(vector.shape, default=1) != self.size:
+            self._refuse(f"the observation of {call}()", answer, f"a vector of {self.size} numbers")
         if not np.isfinite(vector).all():
             self._refuse(f"the observation of {call}()", answer, "finite, in float32")
-        return vector.reshape(self._size)
+        return vector.reshape(self.size)
 
     def reward(self, answer: Any) -> float:
         """Finite."""

@@ -22,6 +22,7 @@ from pydantic import Field
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DataSource = Literal["auto", "download", "collect"]
+NO_IMAGES_ONLINE = "--online-steps: nobody fine-tunes from images, the reference implementations refuse it, too"
 UNSET = {"eval_interval": 100_000, "eval_episodes": 50, "save_minutes": 5.0}  # what is taken for None
 
 
@@ -67,6 +68,10 @@ class RunArgs:
     """Episodes to collect, when data has to be collected; OGBench's own number if unset, 100 of Adroit (pen: 300)."""
     collect_workers: Annotated[Count | None, Role.DATA, Role.HOW, Role.RESUME] = None
     """Worker processes for collection; one for each CPU core if unset."""
+    frame_stack: Count | None = None
+    """Of images: the last frames, so many, are an observation (published: 3 on visual tasks); one if unset."""
+    p_aug: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of images: probability that a batch is cropped at random (published: 0.5 on visual tasks); 0 if unset."""
     data_memory: Annotated[machine.DataMemory, Role.HOW, Role.RESUME] = "auto"
     """Where the data set lies: on the device if it fits there, else on the host, which sends batches ahead; shards that
     do not fit there either are mapped from files made beside them on the disk."""
@@ -170,6 +175,8 @@ def complete(args: Args, spec: EnvSpec, published_settings: Published) -> tuple[
     check_needs(args)
     if args.own_rewards and args.online_steps > 0:
         raise UserError("--own-rewards and --online-steps: the environment has other rewards than the file")
+    if spec.is_visual and args.online_steps > 0:
+        raise UserError(NO_IMAGES_ONLINE)
     origin, settings = published_settings(args, spec)
     unset = {name: value for name, value in (UNSET | settings).items() if getattr(args, name) is None}
     origins = {name: origin if name in unset else "given" for name in settings}

@@ -31,6 +31,12 @@ SHARDS_100M = {  # of OGBench's sets of 100 million transitions: how many files 
     **dict.fromkeys(("cube-quadruple-noisy", "scene-play"), 100),
     **dict.fromkeys((f"puzzle-{size}-play" for size in ("3x3", "4x4", "4x5", "4x6")), 100),
 }
+VISUAL = "visual-"  # before the names of those whose observations are images, of which there are fewer
+OGBENCH_DATASET_TYPES |= {
+    f"{VISUAL}{name}": types
+    for name, types in OGBENCH_DATASET_TYPES.items()
+    if name.startswith(("antmaze", "humanoidmaze", "cube", "scene", "puzzle")) and name != "cube-octuple"
+}
 NUM_TASKS = 5  # of every OGBench environment
 DEFAULT_TASKS = {"cube": 2, "scene": 2, "puzzle-3x3": 4, "puzzle-4x4": 4, "puzzle": 2, "antsoccer": 4}  # elsewhere 1
 
@@ -101,9 +107,19 @@ class EnvSpec:
         return f"{self.env_name}-singletask{task}-v0"
 
     @property
+    def is_visual(self) -> bool:
+        """Whether it is one of OGBench's that are observed in images."""
+        return self.suite == "ogbench" and self.env_name.startswith(VISUAL)
+
+    @property
+    def world(self) -> str:
+        """The OGBench environment, however it is observed: 'cube-double' of 'visual-cube-double', too."""
+        return self.env_name.removeprefix(VISUAL)
+
+    @property
     def task_number(self) -> int:
         """The number of its task, also where the name leaves it to OGBench (OGBench only)."""
-        defaults = (number for prefix, number in DEFAULT_TASKS.items() if self.env_name.startswith(prefix))
+        defaults = (number for prefix, number in DEFAULT_TASKS.items() if self.world.startswith(prefix))
         return self.task or next(defaults, 1)
 
     @property
@@ -202,10 +218,8 @@ def _why_unknown(env_id: str, names: list[str]) -> str:
         nearest = f"mujoco/{match[1]}/{'expert' if match[2].endswith('expert') else 'medium'}-v0"
         own = f"d4rl-{match[1]}-{match[2]} is its own file, and " if f"{match[1]}-{match[2]}" in D4RL_FILE_NAMES else ""
         return f"D4RL's data is not in Minari; {own}the nearest there is another: {nearest}"
-    if match := re.fullmatch(r"(visual|powderworld)-(.+)", env_id):
-        return "pixel observations are not supported" + (
-            f"; its task from states is {match[2]}" if match[1] == "visual" else ""
-        )
+    if env_id.startswith("powderworld"):
+        return "powderworld's actions are discrete, and those of these algorithms are vectors of real numbers"
     nearest = difflib.get_close_matches(env_id, names, n=4, cutoff=0.5) or ["cube-double", "pen-human"]
     return f"no such environment; the nearest known names are {', '.join(nearest)}"
 

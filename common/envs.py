@@ -1,19 +1,21 @@
 """Constructs the real environments."""
 
+import collections
 import contextlib
 import functools
 import math
 import os
 import pathlib
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common import actions, minari_envs
-from common.answers import Answers
-from common.env_ids import EnvSpec
+from common.answers import Answers, is_image
+from common.env_ids import VISUAL, EnvSpec
 from common.errors import UserError
 
 import gymnasium
@@ -21,6 +23,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 TRIAL_STEPS = 10
+HOW_TO_RENDER = "images need EGL (Debian: libegl1 libgl1-mesa-dri), or OSMesa (libosmesa6) and MUJOCO_GL=osmesa"
 
 # Of every machine without a display, of OGBench's float64 bounds for float32 actions, and of its missing metadata.
 warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
@@ -35,13 +38,16 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
         env_name: Gymnasium id, e.g. 'cube-double-singletask-v0', 'cube-double-v0', 'common.d4rl_envs:d4rl-pen-human'.
         **kwargs: arguments of the environment.
     """
+    if VISUAL in env_name and sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # needs no display; MuJoCo chooses when it is first imported
     try:
         import mujoco  # noqa: F401 (what the environments import)
         import ogbench  # noqa: F401 (registers the environments; slow, so not before it is needed)
     except (ImportError, AttributeError, RuntimeError) as error:
         if "MUJOCO_GL" not in os.environ:
             raise
-        raise UserError(f"MuJoCo does not start with MUJOCO_GL={os.environ['MUJOCO_GL']}; unset it") from error
+        advice = HOW_TO_RENDER if VISUAL in env_name else "unset it"
+        raise UserError(f"MuJoCo does not start with MUJOCO_GL={os.environ['MUJOCO_GL']}; {advice}") from error
 
     # The checker computes every observation twice.
     return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
@@ -62,7 +68,11 @@ def make_own_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(f"--env-id {env_id}: it cannot be made ({reason})") from error
     observations, problem = env.observation_space, None
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+    if isinstance(observations, gymnasium.spaces.Box) and len(observations.shape) == 3 and not is_image(observations):
+        problem = f"images are uint8, height x width x 1, 3 or 4, a frame each, not {observations}"
+    elif not (
+        is_image(observations) or (isinstance(observations, gymnasium.spaces.Box) and len(observations.shape) == 1)
+    ):
         problem = f"observations are not vectors ({observations}); gymnasium.wrappers.FlattenObservation makes them so"
     elif env.spec.max_episode_steps is None:
         problem = "it has no time limit, and evaluation may not end; register it with max_episode_steps"
@@ -78,8 +88,9 @@ _RANDOM_NUMBERS = threading.Lock()
 class EvaluationEnv(gymnasium.Wrapper):
     """An episode that is the same whenever it is started with the same seed, acted in within [-1, 1].
 
-    Observations are flat and float32. The info holds `success` alone: whether the task has been achieved so far, 0 or
-    1; not a number where the environment does not say. An answer that has no meaning is a `UserError`.
+    Observations are flat and float32, or images: the last frames side by side in the channels, the oldest first. The
+    info holds `success` alone: whether the task has been achieved so far, 0 or 1; not a number where the environment
+    does not say. An answer that has no meaning is a `UserError`.
 
     Attributes:
         action_bounds: the environment's own; None where they are [-1, 1].
@@ -92,12 +103,14 @@ class EvaluationEnv(gymnasium.Wrapper):
         ends_at_success: bool = False,
         own_actions: bool = False,
         uses_random: bool = True,
+        frame_stack: int = 1,
     ):
         """Args:
         env: environment.
         ends_at_success: end the episode there, if the environment does not do so itself.
         own_actions: it is acted in within its own bounds.
         uses_random: it may draw from Python's generator, which takes as long to change as a small environment to step.
+        frame_stack: of images: how many are an observation; at the beginning of an episode the first one several times.
 
         Raises:
             UserError: actions are not vectors of real numbers, or not bounded.
@@ -107,8 +120,11 @@ class EvaluationEnv(gymnasium.Wrapper):
         super().__init__(
             env if own_actions or self.action_bounds is None else actions.UnitActions(env, self.action_bounds)
         )
-        shape = gymnasium.spaces.flatten_space(env.observation_space).shape
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._answers.size,), np.float32)
+        if self._answers.image_shape is not None:
+            *size, channels = self._answers.image_shape
+            self.observation_space = gymnasium.spaces.Box(0, 255, (*size, channels * frame_stack), np.uint8)
+        self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=frame_stack)
         self.ends_at_success = ends_at_success
         self._success = math.nan
         self._bit_generator = np.random.MT19937()
@@ -147,7 +163,13 @@ class EvaluationEnv(gymnasium.Wrapper):
         if hasattr(self.unwrapped, "data"):  # MuJoCo's
             self.unwrapped.data.qacc_warmstart[:] = 0
         self._success = math.nan
-        return self._answers.observation("reset", observation), {}
+        observation = self._answers.observation("reset", observation)
+        self._frames.extend([observation] * self._frames.maxlen)
+        return self._stacked(observation), {}
+
+    def _stacked(self, observation: np.ndarray) -> np.ndarray:
+        """With the frames before it, if it is one of them."""
+        return observation if observation.ndim == 1 else np.concatenate(self._frames, axis=-1)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take a step."""
@@ -160,7 +182,9 @@ class EvaluationEnv(gymnasium.Wrapper):
         terminated, truncated = answers.flag("terminated", terminated), answers.flag("truncated", truncated)
         terminated = terminated or (self.ends_at_success and self._success == 1)
         info = {"success": self._success}
-        return answers.observation("step", observation), answers.reward(reward), terminated, truncated, info
+        observation = answers.observation("step", observation)
+        self._frames.append(observation)
+        return self._stacked(observation), answers.reward(reward), terminated, truncated, info
 
     @property
     def most_steps(self) -> int:
@@ -173,7 +197,7 @@ class EvaluationEnv(gymnasium.Wrapper):
             frame = self.env.render()
         except Exception as error:  # of whatever kind the graphics library of the machine raises
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            advice = "; MuJoCo needs EGL, or OSMesa and MUJOCO_GL=osmesa" if hasattr(self.unwrapped, "data") else ""
+            advice = f"; {HOW_TO_RENDER}" if hasattr(self.unwrapped, "data") else ""
             raise UserError(f"{self._answers.name}: render() raised {reason}{advice}") from error
         return self._answers.frame(frame)
 
@@ -226,7 +250,7 @@ class EpisodeLanes(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Begin with the first episode of every lane."""
         self._next = [iter(seeds) for seeds in self._episode_seeds]
-        self._observations = np.zeros(self.observation_space.shape, np.float32)
+        self._observations = np.zeros(self.observation_space.shape, self.observation_space.dtype)
         self._running, self._returns, self._lengths = np.zeros((3, len(self._envs)))
         try:
             for lane in range(len(self._envs)):
@@ -272,14 +296,20 @@ class EpisodeLanes(gymnasium.Env):
 
 
 def make_evaluation_lanes(
-    spec: EnvSpec, dataset_path: pathlib.Path | None, episode_seeds: Sequence[Sequence[int]]
+    spec: EnvSpec, dataset_path: pathlib.Path | None, frame_stack: int, episode_seeds: Sequence[Sequence[int]]
 ) -> EpisodeLanes:
     """What a worker process of an evaluation runs: `EpisodeLanes` of `make_evaluation_env`."""
-    return EpisodeLanes(functools.partial(make_evaluation_env, spec, dataset_path), episode_seeds)
+    make = functools.partial(make_evaluation_env, spec, dataset_path, frame_stack=frame_stack)
+    return EpisodeLanes(make, episode_seeds)
 
 
 def make_evaluation_env(
-    spec: EnvSpec, dataset_path: pathlib.Path | None = None, *, own_actions: bool = False, **kwargs: Any
+    spec: EnvSpec,
+    dataset_path: pathlib.Path | None = None,
+    *,
+    own_actions: bool = False,
+    frame_stack: int = 1,
+    **kwargs: Any,
 ) -> EvaluationEnv:
     """The environment that a policy for `spec` is judged in.
 
@@ -287,6 +317,7 @@ def make_evaluation_env(
         spec: environment and task.
         dataset_path: folder of the Minari data set, which names its environment; others need none.
         own_actions: act in its own bounds, not in [-1, 1].
+        frame_stack: of images: how many are an observation.
         **kwargs: further arguments of the environment.
     """
     ends_at_success = False
@@ -298,16 +329,27 @@ def make_evaluation_env(
         ends_at_success = minari_envs.ends_at_success(dataset_path)
     else:
         env = make_own_env(spec.name, **kwargs) if spec.suite == "gymnasium" else make_env(spec.gym_id, **kwargs)
-    is_ogbench = spec.suite == "ogbench"
-    return EvaluationEnv(env, ends_at_success=ends_at_success, own_actions=own_actions, uses_random=not is_ogbench)
+    return EvaluationEnv(
+        env,
+        ends_at_success=ends_at_success,
+        own_actions=own_actions,
+        uses_random=spec.suite != "ogbench",
+        frame_stack=frame_stack,
+    )
 
 
-def make_film_env(spec: EnvSpec, dataset_path: pathlib.Path | None, size: int) -> EvaluationEnv:
-    """`make_evaluation_env` that renders, `size` pixels wide and high if it lets one choose."""
+def make_film_env(spec: EnvSpec, dataset_path: pathlib.Path | None, frame_stack: int, size: int) -> EvaluationEnv:
+    """`make_evaluation_env` that renders, `size` pixels wide and high if it lets one choose.
+
+    One that is observed in images stays as it is: another size, or another shadow, and they would be other images.
+    """
+    make = functools.partial(make_evaluation_env, spec, dataset_path, frame_stack=frame_stack, render_mode="rgb_array")
     try:
-        env = make_evaluation_env(spec, dataset_path, render_mode="rgb_array", width=size, height=size)
+        env = make() if spec.is_visual else make(width=size, height=size)
     except (TypeError, UserError):
-        env = make_evaluation_env(spec, dataset_path, render_mode="rgb_array")
+        env = make()
+    if env.observation_space.dtype == np.uint8:
+        return env if spec.is_visual else make()
     with contextlib.suppress(AttributeError):  # not MuJoCo's
         env.unwrapped.model.vis.quality.shadowsize = 1024  # of 4096: a fifth less time in software
     return env

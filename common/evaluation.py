@@ -24,18 +24,18 @@ import jax
 import numpy as np
 import tqdm
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 GRACE_S = 1.0
 LANES_PER_WORKER = 4  # at least: the policy is called once for all of them, and processes talk less
 
-# (observations [seeds, lanes, o], episode numbers and time steps [seeds, lanes]) -> actions [seeds, lanes, a]
+# (observations [seeds, lanes, *o], episode numbers and time steps [seeds, lanes]) -> actions [seeds, lanes, a]
 Policy = Callable[
-    [Float[np.ndarray, "seeds lanes o"], Int[np.ndarray, "seeds lanes"], Int[np.ndarray, "seeds lanes"]],
+    [Shaped[np.ndarray, "seeds lanes *o"], Int[np.ndarray, "seeds lanes"], Int[np.ndarray, "seeds lanes"]],
     Float[np.ndarray, "seeds lanes a"],
 ]
 Results = list[dict[str, float]]  # of each seed
-Act = Callable[[Any, Float[Array, " o"], Key[Array, ""]], Float[Array, " a"]]  # of parameters: one action
+Act = Callable[[Any, Shaped[Array, "*o"], Key[Array, ""]], Float[Array, " a"]]  # of parameters: one action
 
 
 class Workers(AsyncVectorEnv):
@@ -77,6 +77,7 @@ class Evaluator:
         seeds: Sequence[int],
         workers: int | None = None,
         dataset_path: pathlib.Path | None = None,
+        frame_stack: int | None = None,
     ):
         """Args:
         spec: environment.
@@ -84,12 +85,14 @@ class Evaluator:
         seeds: training seeds.
         workers: processes, each with several environments; one for each core if None. One is this process itself.
         dataset_path: folder of the Minari data set, which names the environment; OGBench needs none.
+        frame_stack: of images: how many are an observation; one if None.
 
         Raises:
             UserError: there cannot be several processes here.
         """
         self.spec = spec
         self.dataset_path = dataset_path
+        self._frame_stack = frame_stack or 1
         has_scores = spec.suite in ("d4rl", "d4rl_hdf5")
         self.reference_scores = minari_envs.reference_scores(spec, dataset_path) if has_scores else None
         workers = workers or available_cores()
@@ -106,7 +109,12 @@ class Evaluator:
         """As their arguments ask for it."""
         args, workers = runs.args, runs.args.eval_workers
         return Evaluator(
-            runs.spec, args.eval_episodes, seeds=runs.seeds, workers=workers, dataset_path=runs.dataset_path
+            runs.spec,
+            args.eval_episodes,
+            seeds=runs.seeds,
+            workers=workers,
+            dataset_path=runs.dataset_path,
+            frame_stack=args.frame_stack,
         )
 
     def __call__(self, policy: Policy, should_stop: Callable[[], bool] = lambda: False) -> Results | None:
@@ -192,7 +200,7 @@ class Evaluator:
         """Start the worker processes, unless they are running."""
         if self._envs is None:
             make = [
-                functools.partial(make_evaluation_lanes, self.spec, self.dataset_path, lanes)
+                functools.partial(make_evaluation_lanes, self.spec, self.dataset_path, self._frame_stack, lanes)
                 for lanes in self.lanes_of_workers()
             ]
             if self.workers == 1:

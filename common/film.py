@@ -32,6 +32,7 @@ def film(
     seed: int,
     episodes: int,
     dataset_path: pathlib.Path | None = None,
+    frame_stack: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     size: int = 256,
 ) -> None:
@@ -44,6 +45,7 @@ def film(
         seed: training seed, which says where the episodes start.
         episodes: how many.
         dataset_path: folder of the Minari data set, which names its environment; others need none.
+        frame_stack: of images: how many are an observation; one if None.
         should_stop: asked after each step; if so, what there is by then is written.
         size: width and height in pixels.
 
@@ -60,7 +62,8 @@ def film(
     os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"  # else it runs code between fork and exec: JAX warns of it
     try:
         starts = [seed_of_episode(seed, episode) for episode in range(episodes)]
-        camera = _Camera(functools.partial(make_film_env, spec, dataset_path, size), is_gif=path.suffix == ".gif")
+        make = functools.partial(make_film_env, spec, dataset_path, frame_stack or 1, size)
+        camera = _Camera(make, is_gif=path.suffix == ".gif")
         with contextlib.closing(camera):
             try:
                 camera.film(policy, starts, should_stop)

@@ -5,7 +5,7 @@ import re
 from importlib import metadata
 from typing import Any
 
-from common.env_ids import EnvSpec
+from common.env_ids import VISUAL, EnvSpec
 
 OFFICIAL_MUJOCO = {  # of the data, and of the papers
     "ogbench": "3.2 or before",  # made in 2024; ogbench asks for 3.1.6 or later
@@ -47,7 +47,8 @@ def changes(spec: EnvSpec, version: str) -> list[Change]:
     number = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if spec.suite == "gymnasium":  # an environment of one's own, whatever its name begins with
         return []
-    return [change for change in CHANGES if spec.family.startswith(change.families) and change.since <= number]
+    family = spec.family.removeprefix(VISUAL)
+    return [change for change in CHANGES if family.startswith(change.families) and change.since <= number]
 
 
 def note_difference(spec: EnvSpec, dataset: dict[str, Any]) -> None:

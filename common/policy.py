@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 NUM_LATENTS = 1024  # of an exported actor
 
@@ -45,6 +45,8 @@ class Policy:
         dataset_path: data that it was trained on; Minari's names the environment.
         step: updates.
         action_bounds: of the environment; None where they are [-1, 1].
+        observation_shape: of one observation.
+        frame_stack: of images: how many are an observation.
     """
 
     params: Any
@@ -52,27 +54,30 @@ class Policy:
     spec: EnvSpec
     dataset_path: pathlib.Path
     step: int
-    action_bounds: Bounds | None = None
+    action_bounds: Bounds | None
+    observation_shape: tuple[int, ...]
+    frame_stack: int
 
     def __call__(
-        self, observation: Float[Array | np.ndarray, "*batch o"], key: Key[Array, "*keys"]
+        self, observation: Shaped[Array | np.ndarray, "..."], key: Key[Array, "*keys"]
     ) -> Float[Array, "*batch a"]:
         """The action, within the environment's bounds, for one observation [o] and a key, or for a batch [batch, o].
 
         Args:
-            observation: as `make_env` gives it: flat.
+            observation: as `make_env` gives it: flat, or the last frames side by side in the channels.
             key: of the latent. For a batch one for each observation, or one that is split.
         """
         with jax.default_device(machine.policy_device()):
             params, observation = jax.tree.map(jnp.asarray, (self.params, observation))
-            if observation.ndim == 1:
+            if observation.ndim == len(self.observation_shape):
                 return self.act(params, observation, key)
             keys = key if key.shape else jax.random.split(key, len(observation))
             return jax.vmap(functools.partial(self.act, params))(observation, keys)
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env:
         """The environment that it is evaluated in; `kwargs` go to the environment (`render_mode="rgb_array"`)."""
-        return make_evaluation_env(self.spec, self.dataset_path, own_actions=True, **kwargs)
+        own = {"own_actions": True, "frame_stack": self.frame_stack}
+        return make_evaluation_env(self.spec, self.dataset_path, **own, **kwargs)
 
 
 def load_policy(run_dir: str | os.PathLike) -> Policy:
@@ -94,10 +99,12 @@ def load_policy(run_dir: str | os.PathLike) -> Policy:
     step, params = run.newest_params(init_state)
     bounds = run.config["dataset"].get("action_bounds")
 
-    def act(params: Any, observation: Float[Array, " o"], key: Key[Array, ""]) -> Float[Array, " action"]:
+    def act(params: Any, observation: Shaped[Array, "*o"], key: Key[Array, ""]) -> Float[Array, " action"]:
         return from_unit(algorithm.sample_action(args, params, observation, key), bounds)
 
-    return Policy(params, act, run.spec, run.find_data(RunArgs()), step, bounds)
+    observation_shape, _ = run.sizes
+    data, frame_stack = run.find_data(RunArgs()), args.frame_stack or 1
+    return Policy(params, act, run.spec, data, step, bounds, observation_shape, frame_stack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +126,8 @@ def export(args: Args) -> None:
     machine.use_cpu_alone()
     policy, name = load_policy(args.run), read_config(args.run)["algorithm"]
     algorithm, actor = algorithms.load(name), getattr(policy.params, "actor", None)
+    if len(policy.observation_shape) > 1:
+        raise UserError(f"{args.run}: its actor sees images; only one of vectors is exported for NumPy")
     if not hasattr(algorithm, "sample_latents") or not hasattr(actor, "layers"):
         raise UserError(
             f"{args.run}: only an actor f(s, z) can be exported, and {name}.py has none with sample_latents"

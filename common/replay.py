@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import machine
-from common.arguments import RunArgs
+from common.arguments import NO_IMAGES_ONLINE, RunArgs
 from common.errors import UserError
 from common.seeds import Seeds
 
@@ -13,7 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+PADDING = 3  # pixels that images are padded with before they are cropped to their size again
 
 
 class Dataset(eqx.Module):
@@ -22,18 +24,25 @@ class Dataset(eqx.Module):
     Row t + 1 is the successor of row t inside a trajectory. The last row of a trajectory is only a successor: it starts
     no transition, and what it has beside its observation is never read (of Minari's sets it is zeros, added after the
     last step of each episode). `rewards` and `masks` belong to the row's state (ogbench >= 1.2.0).
+
+    Of images a row has one frame, and an observation is the last `frame_stack` of its trajectory.
     """
 
-    observations: Float[Array | np.ndarray, "rows observation"]
+    observations: (
+        Float[Array | np.ndarray, "rows observation"] | UInt8[Array | np.ndarray, "rows height width channels"]
+    )
     actions: Float[Array | np.ndarray, "rows action"]
     rewards: Float[Array | np.ndarray, " rows"]
     masks: Float[Array | np.ndarray, " rows"]  # 0 where the task is complete, else 1: bootstrap with this
     transitions: Int[Array | np.ndarray, " transitions"]  # rows that start a transition
+    firsts: Int[Array | np.ndarray, " rows"] | None = None  # of images: where the trajectory of each row begins
+    frame_stack: int = eqx.field(static=True, default=1)
 
     @property
-    def observation_dim(self) -> int:
-        """Length of an observation."""
-        return self.observations.shape[1]
+    def observation_shape(self) -> tuple[int, ...]:
+        """Of an observation: its length; of images height, width and the channels of all frames."""
+        *size, channels = self.observations.shape[1:]
+        return *size, channels * self.frame_stack
 
     @property
     def action_dim(self) -> int:
@@ -55,26 +64,78 @@ class Dataset(eqx.Module):
         return f"{self.num_transitions:,} transitions, {self.num_bytes / 1e6:.0f} MB"
 
 
+Observations = (
+    Float[Array | np.ndarray, "*batch observation"] | UInt8[Array | np.ndarray, "*batch height width channels"]
+)
+
+
 class Batch(eqx.Module):
     """B transitions; or a single one, or those of several updates."""
 
-    observations: Float[Array | np.ndarray, "*batch observation"]
+    observations: Observations
     actions: Float[Array | np.ndarray, "*batch action"]
     rewards: Float[Array | np.ndarray, "*batch"]
     masks: Float[Array | np.ndarray, "*batch"]  # 0 where the task is complete: no bootstrapping
-    next_observations: Float[Array | np.ndarray, "*batch observation"]
+    next_observations: Observations
 
 
 def take_batch(dataset: Dataset, transitions: Int[Array | np.ndarray, "*batch"]) -> Batch:
     """The row after the one that starts a transition holds its next observation."""
     rows = dataset.transitions[transitions]
     return Batch(
-        observations=dataset.observations[rows],
+        observations=observed(dataset, rows, rows),
         actions=dataset.actions[rows],
         rewards=dataset.rewards[rows],
         masks=dataset.masks[rows],
-        next_observations=dataset.observations[rows + 1],
+        next_observations=observed(dataset, rows + 1, rows),
     )
+
+
+def observed(
+    dataset: Dataset, rows: Int[Array | np.ndarray, "*batch"], starts: Int[Array | np.ndarray, "*batch"]
+) -> Observations:
+    """What is observed in `rows`: of images the last frames side by side in the channels, the oldest first.
+
+    Before the first frame of its trajectory, which is that of `starts`, there is that one again.
+    """
+    if dataset.firsts is None:
+        return dataset.observations[rows]
+    ages = np.arange(dataset.frame_stack)[::-1]
+    frames = dataset.observations[(rows[..., None] - ages).clip(dataset.firsts[starts][..., None])]
+    return frames.swapaxes(-4, -3).swapaxes(-3, -2).reshape(*rows.shape, *dataset.observation_shape)
+
+
+def draw_shifts(key: Key[Array, ""], batch_size: int, p_aug: float) -> Int[Array, "batch 2"]:
+    """How far each image of a batch is shifted, down and to the right: with probability p_aug anywhere, else none is.
+
+    A shifted image is a crop, of its own size, of one that was padded by PADDING with the pixels of its edge.
+
+    Args:
+        key: that of the batch, of which `draw_transitions` takes other numbers.
+    """
+    coin_key, shifts_key = jax.random.split(jax.random.fold_in(key, 2))  # 0 and 1 are what `randint` splits off
+    shifts = jax.random.randint(shifts_key, (batch_size, 2), -PADDING, PADDING + 1)
+    return jnp.where(jax.random.bernoulli(coin_key, p_aug), shifts, 0)
+
+
+def shift(
+    image: UInt8[Array, "height width channels"], shifts: Int[Array, " 2"]
+) -> UInt8[Array, "height width channels"]:
+    """Its frames alike."""
+    rows, columns = (jnp.clip(jnp.arange(n) + by, 0, n - 1) for n, by in zip(image.shape, shifts, strict=False))
+    return image[rows[:, None], columns]
+
+
+def augment(batch: Batch, shifts: Int[Array, "*batch 2"]) -> Batch:
+    """An observation and the next one are shifted alike."""
+    size = shifts.shape[:-1]
+
+    def shift_all(images: UInt8[Array, "*batch height width channels"]) -> UInt8[Array, "*batch height width channels"]:
+        flat = images.reshape(-1, *images.shape[len(size) :])
+        return jax.vmap(shift)(flat, shifts.reshape(-1, 2)).reshape(images.shape)
+
+    observations, next_observations = map(shift_all, (batch.observations, batch.next_observations))
+    return Batch(observations, batch.actions, batch.rewards, batch.masks, next_observations)
 
 
 def draw_transitions(key: Key[Array, ""], batch_size: int, num_transitions: int) -> Int[Array, " batch"]:
@@ -98,6 +159,8 @@ def check_room(args: RunArgs, dataset: Dataset) -> None:
     """Raises `UserError` if fine-tuning does not go with this data set, buffer and batch size."""
     if args.online_steps == 0:
         return
+    if dataset.firsts is not None:
+        raise UserError(NO_IMAGES_ONLINE)
     if args.buffer_size <= dataset.num_transitions:
         size = f"the data set alone has {dataset.num_transitions} transitions"
         raise UserError(f"--buffer-size {args.buffer_size}: {size}")
@@ -113,7 +176,8 @@ def rows_of_ring(args: RunArgs, num_transitions: int) -> int:
 def empty_replay(args: RunArgs, dataset: Dataset) -> Replay:
     """Before anything is collected."""
     rows = rows_of_ring(args, dataset.num_transitions)
-    observations, actions = jnp.zeros((rows, dataset.observation_dim)), jnp.zeros((rows, dataset.action_dim))
+    observations = jnp.zeros((rows, *dataset.observation_shape), dataset.observations.dtype)
+    actions = jnp.zeros((rows, dataset.action_dim))
     numbers = jnp.zeros(rows)
     return Replay(Batch(observations, actions, numbers, numbers, observations), jnp.zeros((), jnp.int32))
 
@@ -159,11 +223,14 @@ def sample_replay(dataset: Dataset, replay: Replay, batch_size: int, balanced: b
     return jax.tree.map(choose, offline, replay.ring)
 
 
+Draws = tuple[Int[Array, "*updates batch"], Int[Array, "*updates batch 2"] | None]  # transitions, and shifts of images
+
+
 class Batches:
     """What the updates of a chunk learn from, each from transitions that are drawn uniformly with replacement.
 
     Gathered on the device where the data set lies; or, where it does not fit there, the same on the host, in a thread
-    while the chunk before is computed.
+    while the chunk before is computed. Images are cropped on the device.
     """
 
     def __init__(
@@ -175,7 +242,7 @@ class Batches:
         end_of_chunk: Callable[[int], int],
     ):
         """Args:
-        args: `data_memory` and `batch_size`.
+        args: `data_memory`, `batch_size` and `p_aug`.
         dataset: NumPy arrays.
         seeds: whose batches.
         keys_of_update: of the key of a run and the number of an update; the first of them is the batch's.
@@ -190,20 +257,23 @@ class Batches:
         # On the host they are drawn there: the device is busy.
         self._keys = jax.device_put(seeds.keys.train, machine.policy_device()) if self._on_host else seeds.keys.train
 
-        def draw(key: Key[Array, ""], step: Int[Array, ""]) -> Int[Array, " batch"]:
-            return draw_transitions(keys_of_update(key, step)[0], args.batch_size, num_transitions)
+        def draw(key: Key[Array, ""], step: Int[Array, ""]) -> Draws:
+            batch_key, *_ = keys_of_update(key, step)
+            transitions = draw_transitions(batch_key, args.batch_size, num_transitions)
+            return transitions, draw_shifts(batch_key, args.batch_size, args.p_aug) if args.p_aug else None
 
-        def draw_all(
-            keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int
-        ) -> Int[Array, "places updates batch"]:
+        def draw_all(keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int) -> Draws:
             of_seed = jax.vmap(draw, in_axes=(None, 0))
             return jax.vmap(of_seed, in_axes=(0, None))(keys, step + jnp.arange(num_updates))
 
         def gather(dataset: Dataset, keys: Key[Array, " places"], step: Int[Array, ""], num_updates: int) -> Batch:
-            return take_batch(dataset, draw_all(keys, step, num_updates))
+            transitions, shifts = draw_all(keys, step, num_updates)
+            batch = take_batch(dataset, transitions)
+            return batch if shifts is None else augment(batch, shifts)
 
         self._draw = jax.jit(draw_all, static_argnums=2)
         self._gather = jax.jit(gather, static_argnums=3, out_shardings=seeds.by_seed)
+        self._augment = jax.jit(augment, donate_argnums=0, out_shardings=seeds.by_seed)
 
     def __call__(self, step: int, end: int) -> Batch:
         """Of the updates after `step` up to `end`, [places, updates, batch, ...]."""
@@ -216,8 +286,9 @@ class Batches:
         return result
 
     def _fetch(self, step: int, end: int) -> Batch:
-        transitions = np.asarray(self._draw(self._keys, step, end - step))
-        return jax.device_put(take_batch(self.dataset, transitions), self._seeds.by_seed)
+        transitions, shifts = jax.device_get(self._draw(self._keys, step, end - step))
+        batch = jax.device_put(take_batch(self.dataset, transitions), self._seeds.by_seed)
+        return batch if shifts is None else self._augment(batch, jax.device_put(shifts, self._seeds.by_seed))
 
     def close(self) -> None:
         """End the thread."""

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import io
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -82,12 +83,12 @@ class RunDirectory:
         self._wandb: Any = None
         self._lock: io.TextIOWrapper | None = None
 
-    def create(self, provenance: dict[str, Any], sizes: dict[str, int]) -> "RunDirectory":
+    def create(self, provenance: dict[str, Any], sizes: dict[str, Any]) -> "RunDirectory":
         """Take the folder, and write config.json.
 
         Args:
             provenance: where the data came from.
-            sizes: of an `observation` and an `action`.
+            sizes: shape of an `observation`, and length of an `action`.
 
         Raises:
             UserError: there is something at this path already, or it cannot be written.
@@ -203,15 +204,16 @@ class RunDirectory:
         return args_class(**in_their_types(args_class, values))
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Lengths of an observation and of an action."""
-        return self.config["sizes"]["observation"], self.config["sizes"]["action"]
+    def sizes(self) -> tuple[tuple[int, ...], int]:
+        """Shape of an observation, and length of an action."""
+        shape = np.atleast_1d(self.config["sizes"]["observation"])  # of older runs a length
+        return tuple(map(int, shape)), self.config["sizes"]["action"]
 
     @property
     def bytes_of_transition(self) -> int:
-        """In a batch: two observations, an action, a reward and a mask, as float32."""
+        """In a batch: two observations, an action, a reward and a mask, as float32; images of bytes."""
         observation, action = self.sizes
-        return 4 * (2 * observation + action + 2)
+        return (8 if len(observation) == 1 else 2) * math.prod(observation) + 4 * (action + 2)
 
     def note_changes_of_code(self) -> None:
         """Say what does other things now than in the code that the run was last trained with."""

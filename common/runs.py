@@ -137,6 +137,7 @@ class Runs:
         if args.track:
             import_wandb()
         dataset, provenance = sources.load(self.spec, dataclasses.replace(args, dataset_path=self.dataset_path))
+        dataset = _of_last_frames(args, dataset)
         check_room(args, dataset)
         self._num_transitions = dataset.num_transitions
         self.args = dataclasses.replace(args, data_memory=machine.place_data(args.data_memory, dataset))
@@ -144,7 +145,7 @@ class Runs:
             raise UserError("--online-steps needs the data set on the device")
         for run in self.each:
             if self._is_new:
-                run.create(provenance, {"observation": dataset.observation_dim, "action": dataset.action_dim})
+                run.create(provenance, {"observation": dataset.observation_shape, "action": dataset.action_dim})
             run.check_data(provenance)
             run.check_physics()
             run.note_changes_of_code()
@@ -157,8 +158,9 @@ class Runs:
     def _announce(self, dataset: Dataset, provenance: sources.Provenance) -> None:
         """Say what is going to be trained."""
         args, origins = self.args, self.origins
+        observation = " x ".join(map(str, dataset.observation_shape))
         announce(
-            environment=f"{self.spec.name}, observations {dataset.observation_dim}, actions {dataset.action_dim}",
+            environment=f"{self.spec.name}, observations {observation}, actions {dataset.action_dim}",
             data=f"{sources.describe(provenance)}, {dataset.describe_size()}, on the {args.data_memory}",
             settings=", ".join(f"{name} {getattr(args, name)} ({origin})" for name, origin in origins.items()),
             run=", ".join(str(run.path) for run in self.each),
@@ -333,6 +335,16 @@ def _check(args: RunArgs, algorithm: str) -> None:
     algorithms.code_of(algorithm)  # remembered: what is edited while data is collected is not what runs
     machine.check()
     compiled.keep()
+
+
+def _of_last_frames(args: RunArgs, dataset: Dataset) -> Dataset:
+    """As many frames an observation as arguments say. Raises `UserError` if they are about images and it has none."""
+    if dataset.firsts is None:
+        for name in ("frame_stack", "p_aug"):
+            if getattr(args, name) is not None:
+                raise UserError(f"{flag(name)} {getattr(args, name)} is of images, and observations are vectors here")
+        return dataset
+    return dataclasses.replace(dataset, frame_stack=args.frame_stack or 1)
 
 
 def _stack(trees: Sequence[Any]) -> Any:

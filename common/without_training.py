@@ -33,7 +33,7 @@ def without_training(
         args: `evaluate`, and what is to differ from the settings of its run.
         algorithm: name of the script.
         published_settings: the paper's.
-        init_state: its (args, observation_dim, action_dim, key) -> state.
+        init_state: its (args, observation_shape, action_dim, key) -> state.
         sample_action: its (args, params, observation, key) -> action.
 
     Raises:
@@ -63,5 +63,5 @@ def without_training(
         if video is not None:
             shown = min(args.eval_episodes, args.video_episodes or 3)
             which = {"seed": args.seed, "episodes": shown, "dataset_path": dataset_path}
-            film(policy, video, run.spec, **which, should_stop=stop.requested)
+            film(policy, video, run.spec, **which, frame_stack=args.frame_stack, should_stop=stop.requested)
     return [Outcome(run.path, step, results[0][score_metric(results)])]

@@ -167,3 +167,75 @@ def adam(settings, params, grads, moments, step):
         new_params.append(p - settings["learning_rate"] * direction)
         new_moments.append((m, v))
     return new_params, new_moments
+
+
+# The encoder of images: {'stages': three (kernel, bias) of each, 'kernel', 'bias'}.
+
+
+def encode(encoder, images):
+    """Features, and what the backward pass needs."""
+    x, tape = images / 255, []
+    for first, *block in encoder["stages"]:
+        convolved = convolve(x, first)
+        pooled, places = max_pool(convolved)
+        inner = convolve(np.maximum(pooled, 0), block[0])
+        tape.append((x, convolved.shape, places, pooled, inner))
+        x = pooled + convolve(np.maximum(inner, 0), block[1])
+    flat = x.reshape(len(x), -1)
+    pre = np.maximum(flat, 0) @ encoder["kernel"] + encoder["bias"]
+    return gelu(pre), (tape, x.shape, flat, pre)
+
+
+def encode_backward(encoder, tape, grad):
+    """Gradients of the parameters, in the structure of `encoder`, from that of the features."""
+    tape, shape, flat, pre = tape
+    grad = grad * gelu_slope(pre)
+    grads = {"kernel": np.maximum(flat, 0).T @ grad, "bias": grad.sum(0), "stages": []}
+    grad = (grad @ encoder["kernel"].T * (flat > 0)).reshape(shape)
+    for (first, *block), (x, shape, places, pooled, inner) in zip(encoder["stages"][::-1], tape[::-1], strict=True):
+        last, grad_inner = convolve_backward(np.maximum(inner, 0), block[1], grad)
+        middle, grad_pooled = convolve_backward(np.maximum(pooled, 0), block[0], grad_inner * (inner > 0))
+        grad_pooled = grad + grad_pooled * (pooled > 0)
+        grad_convolved = np.zeros(shape)
+        np.add.at(grad_convolved, places, grad_pooled)
+        of_first, grad = convolve_backward(x, first, grad_convolved)
+        grads["stages"].insert(0, [of_first, middle, last])
+    return grads
+
+
+def convolve(x, weights):
+    """3 x 3, zeros around: each pixel from its neighbourhood, one after the other."""
+    kernel, bias = weights
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.empty((*x.shape[:3], kernel.shape[-1]))
+    for row, column in np.ndindex(*x.shape[1:3]):
+        around = padded[:, row : row + 3, column : column + 3]
+        out[:, row, column] = np.tensordot(around, kernel, 3) + bias
+    return out
+
+
+def convolve_backward(x, weights, grad):
+    """Gradients of kernel and bias, and of x."""
+    kernel, _ = weights
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    of_kernel, of_padded = np.zeros_like(kernel), np.zeros_like(padded)
+    for row, column in np.ndindex(*x.shape[1:3]):
+        around, here = np.s_[:, row : row + 3, column : column + 3], grad[:, row, column]
+        of_kernel += np.tensordot(padded[around], here, (0, 0))
+        of_padded[around] += np.tensordot(here, kernel, (1, 3))
+    return (of_kernel, grad.sum((0, 1, 2))), of_padded[:, 1:-1, 1:-1]
+
+
+def max_pool(x):
+    """3 x 3, stride 2: pixels 2i to 2i + 2 of an even size, 2i - 1 to 2i + 1 of an odd one. And from where."""
+    n, height, width, channels = x.shape
+    out = np.empty((n, -(-height // 2), -(-width // 2), channels))
+    places = np.empty((4, *out.shape), int)
+    for index in np.ndindex(*out.shape):
+        i, row, column, channel = index
+        rows = [r + 2 * row - height % 2 for r in range(3)]
+        columns = [c + 2 * column - width % 2 for c in range(3)]
+        inside = [(i, r, c, channel) for r in rows for c in columns if 0 <= r < height and 0 <= c < width]
+        places[(slice(None), *index)] = best = max(inside, key=lambda place: x[place])
+        out[index] = x[tuple(best)]
+    return out, tuple(places)

@@ -5,6 +5,7 @@ import json
 from common import envs
 from common.env_ids import D4RL_MINARI_IDS, OGBENCH_DATASET_TYPES, EnvSpec, known_names, resolve
 from common.errors import UserError
+from common.mujoco_versions import changes
 
 import gymnasium
 import pytest
@@ -139,7 +140,7 @@ def test_a_minari_data_set_in_a_folder_knows_its_id(tmp_path):
 
 def test_every_environment_of_the_package_has_a_name():
     envs.make_env("cube-single-v0").close()  # registers them
-    single = {name for name in gymnasium.registry if name.endswith("-singletask-v0") and "visual" not in name}
+    single = {name for name in gymnasium.registry if name.endswith("-singletask-v0")}
     assert single == {f"{env_name}-singletask-v0" for env_name in OGBENCH_DATASET_TYPES}
 
 
@@ -151,10 +152,22 @@ def test_an_unknown_name_lists_the_nearest():
     assert len(D4RL_MINARI_IDS) == 18
 
 
-def test_pixels_are_refused_and_the_task_from_states_is_named():
-    with pytest.raises(
-        UserError, match="pixel observations are not supported; its task from states is cube-single-task2"
-    ):
-        resolve("visual-cube-single-task2")
-    with pytest.raises(UserError, match=r"powderworld-easy: pixel observations are not supported$"):
+def test_visual_names_are_those_of_the_package_and_of_the_same_world():
+    import ogbench  # noqa: F401 (registers them)
+
+    visual = [name for name in OGBENCH_DATASET_TYPES if name.startswith("visual-")]
+    assert len(visual) == 17
+    spec = resolve("visual-cube-single-noisy-task2")
+    assert (spec.is_visual, spec.world, spec.gym_id) == (True, "cube-single", "visual-cube-single-singletask-task2-v0")
+    assert (spec.dataset_name, spec.short_name) == ("visual-cube-single-noisy-v0", "visual-cube-single-noisy-task2")
+    for name in visual:
+        visual_spec, spec = resolve(name), resolve(name.removeprefix("visual-"))
+        assert (visual_spec.dataset_type, visual_spec.task_number) == (spec.dataset_type, spec.task_number)
+        assert changes(visual_spec, "4.0.0") == changes(spec, "4.0.0")
+        assert visual_spec.is_visual and not spec.is_visual
+        for task in range(1, 6):
+            assert resolve(f"{name}-task{task}").gym_id in gymnasium.registry
+    with pytest.raises(UserError, match="powderworld's actions are discrete"):
         resolve("powderworld-easy")
+    with pytest.raises(UserError, match="no such environment"):
+        resolve("visual-pointmaze-medium")

@@ -89,7 +89,7 @@ def episodes_of(folder: pathlib.Path, name: str) -> list[h5py.Group]:
 
 def test_antmaze_is_relabelled_and_cut_at_the_first_success(folder):
     data, provenance = load("antmaze-umaze-diverse")
-    assert (data.observation_dim, data.action_dim) == (31, 8)
+    assert (data.observation_shape, data.action_dim) == ((31,), 8)
     row, reached = 0, 0
     for episode in episodes_of(folder, "D4RL/antmaze/umaze-diverse-v1"):
         rewards = episode["rewards"][:]

@@ -78,7 +78,7 @@ def test_an_online_update_learns_from_the_transition_it_has_just_seen():
     dataset = random_dataset()
     args = make_args(drol, online_steps=5, balanced_sampling=True, batch_size=2)
     buffer = replay.empty_replay(args, dataset)
-    state = drol.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0))
+    state = drol.init_state(args, (OBSERVATION_DIM,), ACTION_DIM, jax.random.key(0))
     learn = jax.jit(functools.partial(drol.online_update, args))
     for number in (1.0, 2.0):
         state, buffer, metrics = learn(state, buffer, jax.device_put(dataset), jax.random.key(1), transition(number))

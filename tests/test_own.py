@@ -262,7 +262,12 @@ def saved_run(
     origin = {"source": "file", "path": str(dataset), "sha256": "0"}
     named = dict(zip(("observation", "action"), sizes, strict=True))
     run = new_run(path, algorithm, args, {}, origin, named)
-    run.save(10, Checkpoint(jax.jit(lambda key: algorithm.init_state(args, *sizes, key))(jax.random.key(3)), None, {}))
+    run.save(
+        10,
+        Checkpoint(
+            jax.jit(lambda key: algorithm.init_state(args, sizes[:1], sizes[1], key))(jax.random.key(3)), None, {}
+        ),
+    )
     return path
 
 

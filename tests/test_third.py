@@ -39,15 +39,15 @@ class TrainState(eqx.Module):
     actor_opt_state: optax.OptState
     step: Int[Array, ""]""",
     "init_params": """
-def init_params(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> Params:
+def init_params(args: Args, observation_shape: tuple[int, ...], action_dim: int, key: PRNGKey) -> Params:
     critic_key, actor_key = jax.random.split(key)
     return Params(
-        critic=init_critic(args, observation_dim + action_dim, critic_key),
-        actor=MLP(observation_dim, action_dim, args.hidden_sizes, key=actor_key),
+        critic=init_critic(args, observation_shape[0] + action_dim, critic_key),
+        actor=MLP(observation_shape[0], action_dim, args.hidden_sizes, key=actor_key),
     )""",
     "init_state": """
-def init_state(args: Args, observation_dim: int, action_dim: int, key: PRNGKey) -> TrainState:
-    params = init_params(args, observation_dim, action_dim, key)
+def init_state(args: Args, observation_shape: tuple[int, ...], action_dim: int, key: PRNGKey) -> TrainState:
+    params = init_params(args, observation_shape, action_dim, key)
     opt_states = (optax.adam(args.learning_rate).init(net) for net in (params.critic, params.actor))
     return TrainState(params, jax.tree.map(jnp.copy, params), *opt_states, jnp.zeros((), jnp.int32))""",
     "optimizer": None,

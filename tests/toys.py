@@ -41,14 +41,17 @@ def completed(algorithm: types.ModuleType, args, env_id: str = "cube-single"):
     return complete(args, resolve(env_id), algorithm.published_settings)
 
 
-def init(algorithm, args, seed: int, observation_dim: int = OBSERVATION_DIM, action_dim: int = ACTION_DIM):
-    return _compiled_init(algorithm, args.hidden_sizes, observation_dim, action_dim)(jax.random.key(seed))
+def init(
+    algorithm, args, seed: int, observation_shape: tuple[int, ...] = (OBSERVATION_DIM,), action_dim: int = ACTION_DIM
+):
+    compiled = _compiled_init(algorithm, args.hidden_sizes, args.encoder_sizes, observation_shape, action_dim)
+    return compiled(jax.random.key(seed))
 
 
 @functools.cache  # compiling it takes longer than most tests do
-def _compiled_init(algorithm, hidden_sizes: tuple[int, ...], observation_dim: int, action_dim: int):
-    args = make_args(algorithm, hidden_sizes=hidden_sizes)
-    return jax.jit(functools.partial(algorithm.init_state, args, observation_dim, action_dim))
+def _compiled_init(algorithm, hidden_sizes, encoder_sizes, observation_shape, action_dim: int):
+    args = make_args(algorithm, hidden_sizes=hidden_sizes, encoder_sizes=encoder_sizes)
+    return jax.jit(functools.partial(algorithm.init_state, args, observation_shape, action_dim))
 
 
 def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
@@ -148,7 +151,7 @@ def _compiled_chunk(algorithm, args, num_updates: int):
 
 
 def train(algorithm, args, dataset, num_updates, seed=0):
-    state = init(algorithm, args, seed, dataset.observation_dim, dataset.action_dim)
+    state = init(algorithm, args, seed, dataset.observation_shape, dataset.action_dim)
     return chunk(algorithm, args, state, jax.device_put(dataset), seed, num_updates)[0]
 
 

@@ -83,7 +83,9 @@ def check_headers(
             raise UserError(f"{where}: {found[0]} rows of {name} but {headers[first].shape[0]} of {first}")
         if dtype.kind not in "fiub":
             raise UserError(f"{where}: {name} holds {dtype}, not numbers")
-        is_image = dtype == np.uint8 and len(shape) == 3
+        is_image = len(shape) == 3
+        if is_image and dtype != np.uint8:
+            raise UserError(f"{where}: {name} holds {dtype}; images are uint8")
         checked[name] = Header(found, np.dtype(np.uint8 if is_image else np.float32))
     return checked
 
@@ -178,7 +180,8 @@ def read_successors(where: Any, file: ArrayFile, observations: np.ndarray, ends:
         block = check_block(where, "next_observations", block, header, first)
         following = observations[first + 1 : first + 1 + len(block)]
         ends_here = ends[first : first + len(block)]
-        ends_here[: len(following)] |= (block[: len(following)] != following).any(axis=1)
+        differs = block[: len(following)] != following
+        ends_here[: len(following)] |= differs.any(axis=tuple(range(1, differs.ndim)))
         successors.append(block[ends_here])
     return np.concatenate([observations[:0], *successors])
 
@@ -222,16 +225,23 @@ def lay_out(
         for name in names:
             columns[name] = _spread(name, columns.pop(name), places, len(last_observations))
         columns["observations"][places[ends] + 1] = last_observations
-        first_rows = places[first_rows]
+        first_rows, ends = places[first_rows], np.isin(np.arange(len(columns["masks"])), places[ends] + 1)
     learned = {name: columns.pop(name) for name in names}
-    return Dataset(**learned, transitions=in_int32(first_rows))
+    firsts = first_of_trajectory(ends) if learned["observations"].dtype == np.uint8 else None
+    return Dataset(**learned, transitions=in_int32(first_rows), firsts=firsts)
 
 
-def in_int32(rows: np.ndarray, allocate: Allocate = allocate) -> np.ndarray:
-    """The rows that start a transition, where they stay."""
-    transitions = allocate("transitions", rows.shape, np.int32)
-    transitions[:] = rows
-    return transitions
+def first_of_trajectory(ends: np.ndarray, allocate: Allocate = allocate) -> np.ndarray:
+    """Of each row, the one that its trajectory begins with; of images, whose frames are stacked from there on."""
+    begins = np.flatnonzero(np.append(True, ends[:-1]))
+    return in_int32(np.repeat(begins, np.diff(begins, append=len(ends))), allocate, "firsts")
+
+
+def in_int32(rows: np.ndarray, allocate: Allocate = allocate, name: str = "transitions") -> np.ndarray:
+    """Numbers of rows, by default of those that start a transition, where they stay."""
+    numbers = allocate(name, rows.shape, np.int32)
+    numbers[:] = rows
+    return numbers
 
 
 def to_learn(actions: np.ndarray, bounds: Bounds | None = None) -> None:

@@ -16,6 +16,7 @@ from common.data.check import (
     check_block,
     check_headers,
     check_trajectories,
+    first_of_trajectory,
     in_int32,
     note_unread,
     to_learn,
@@ -30,8 +31,12 @@ import numpy as np
 import tqdm
 
 LEARNED = ("observations", "actions", "rewards", "masks")
-COLUMNS = (*LEARNED, "transitions")
 STATES = {"qpos", "qvel", "button_states"}  # of the simulator; rewards are computed from some of them
+
+
+def columns_of(spec: EnvSpec) -> tuple[str, ...]:
+    """The arrays of a `Dataset`; `firsts` is of images."""
+    return *LEARNED, "transitions", *(("firsts",) if spec.is_visual else ())
 
 
 def read(spec: EnvSpec, path: pathlib.Path, own_rewards: bool = False) -> tuple[Dataset, str]:
@@ -44,7 +49,7 @@ def read_files(
     spec: EnvSpec,
     paths: Sequence[pathlib.Path],
     own_rewards: bool = False,
-    names: Collection[str] = COLUMNS,
+    names: Collection[str] | None = None,
     allocate: Allocate = allocate,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read files of trajectories, one after the other, and relabel them with the rewards and masks of one task.
@@ -58,7 +63,7 @@ def read_files(
         spec: environment and task.
         paths: files.
         own_rewards: take those of the files.
-        names: of the arrays that are asked for.
+        names: of the arrays that are asked for; all of `columns_of` if None.
         allocate: where they lie.
 
     Returns:
@@ -67,6 +72,7 @@ def read_files(
     Raises:
         UserError: a file is damaged, lacks a key, or holds what cannot be this environment's data.
     """
+    names = columns_of(spec) if names is None else names
     with contextlib.closing(make_env(spec.gym_id)) as env:
         env.reset()
         task = _Task(spec, env, own_rewards)
@@ -91,6 +97,8 @@ def read_files(
             threads.shutdown(cancel_futures=True)
     if "transitions" in names:
         columns["transitions"] = in_int32(np.flatnonzero(~ends), allocate)
+    if "firsts" in names:
+        columns["firsts"] = first_of_trajectory(ends, allocate)
     return columns, digests
 
 
@@ -111,9 +119,9 @@ class _Task:
         self._env = types.SimpleNamespace(unwrapped=env.unwrapped, reset=lambda: None)
         self.shapes = {"observations": env.observation_space.shape, "actions": env.action_space.shape, "terminals": ()}
         self._state_shapes = {}
-        if not (own_rewards or spec.env_name.startswith("puzzle")):
+        if not (own_rewards or spec.world.startswith("puzzle")):
             self._state_shapes["qpos"] = env.unwrapped.data.qpos.shape
-        if not own_rewards and spec.env_name.startswith(("scene", "puzzle")):
+        if not own_rewards and spec.world.startswith(("scene", "puzzle")):
             self._state_shapes["button_states"] = (env.unwrapped._num_buttons,)
         self.shapes |= self._state_shapes
 

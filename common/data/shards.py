@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 import uuid
+from collections.abc import Collection
 from importlib import metadata
 from typing import Any
 
@@ -49,16 +50,17 @@ class Maps:
     They are one set for all tasks, but for rewards and masks. A shard that is another one makes them others.
     """
 
-    def __init__(self, paths: list[pathlib.Path], task: str):
+    def __init__(self, paths: list[pathlib.Path], task: str, names: Collection[str]):
         """Args:
         paths: shards, in one folder.
         task: what rewards and masks are of.
+        names: of the arrays.
         """
         stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
         self.folder = paths[0].parent / ".arrays" / key
         of_task = {"rewards": f"rewards-{task}", "masks": f"masks-{task}"}
-        self._files = {name: self.folder / f"{of_task.get(name, name)}.npy" for name in ogbench_npz.COLUMNS}
+        self._files = {name: self.folder / f"{of_task.get(name, name)}.npy" for name in names}
         self._digests = self.folder / "sha256.json"
         self._new: dict[str, tuple[pathlib.Path, np.ndarray]] = {}
 
@@ -106,7 +108,8 @@ def read(
     if machine.fits_on_host(data_memory, num_bytes):
         columns, digests = ogbench_npz.read_files(spec, paths, own_rewards)
         return Dataset(**columns), digests
-    maps = Maps(paths, "own" if own_rewards else f"{spec.gym_id}-ogbench{metadata.version('ogbench')}")
+    task = "own" if own_rewards else f"{spec.gym_id}-ogbench{metadata.version('ogbench')}"
+    maps = Maps(paths, task, ogbench_npz.columns_of(spec))
     check_folder(maps.folder, num_bytes if maps.missing else 0)
     with making(maps.folder / "arrays"):
         made = "made" if maps.missing else "found"

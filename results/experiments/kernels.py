@@ -228,7 +228,7 @@ def compile_for_h100(algorithm: types.ModuleType, args: Any, num_seeds: int) -> 
     observations, actions, numbers = array(*each, OBSERVATION_DIM), array(*each, ACTION_DIM), array(*each)
     batches = Batch(observations, actions, numbers, numbers, observations)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_seeds))
-    init = functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM)
+    init = functools.partial(algorithm.init_state, args, (OBSERVATION_DIM,), ACTION_DIM)
     states, keys = jax.tree.map(
         lambda leaf: array(*leaf.shape, dtype=leaf.dtype), (jax.eval_shape(jax.vmap(init), keys), keys)
     )

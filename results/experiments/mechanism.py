@@ -150,7 +150,7 @@ def measure(args: MechanismArgs) -> None:
 def watch_training(args: MechanismArgs, its: drol.Args, data: Dataset) -> dict[int, drol.Params]:
     """handoff.csv; and DROL's parameters, of all seeds, after `args.updates`."""
     keys, snapshots, rows = keys_of_runs(range(args.seeds)), {}, []
-    init = jax.jit(jax.vmap(functools.partial(drol.init_state, its, data.observation_dim, data.action_dim)))
+    init = jax.jit(jax.vmap(functools.partial(drol.init_state, its, data.observation_shape, data.action_dim)))
     for method, q_coef in METHODS.items():
         of_method = functools.partial(train_and_watch, dataclasses.replace(its, q_coef=q_coef))
         train = jax.jit(jax.vmap(functools.partial(of_method, num_updates=args.interval), (0, None, 0)))
@@ -192,7 +192,7 @@ def watch_improvement(args: MechanismArgs, its: drol.Args, data: Dataset, snapsh
     drawn = clearest_handoff(args, np.asarray(probes.actions), list(outcomes.values()))
     transition = jax.tree.map(lambda leaf: np.asarray(leaf[drawn]), probes)
     grid = np.stack([x.ravel() for x in np.meshgrid(GRID, GRID)], axis=-1)
-    observations = jnp.broadcast_to(transition.observations, (len(grid), data.observation_dim))
+    observations = jnp.broadcast_to(transition.observations, (len(grid), *data.observation_shape))
     candidates, q_of_grid = [], []
     for end, (before, after, _) in steps.items():
         for what, xy in zip(WHAT, (transition.actions[None], before[0, drawn], after[0, drawn]), strict=True):

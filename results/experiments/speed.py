@@ -184,7 +184,7 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callabl
     if jax.default_backend() != "cpu":
         return {}
     key, rng = jax.random.key(0), np.random.default_rng(0)
-    state = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, key)
+    state = algorithm.init_state(args, (OBSERVATION_DIM,), ACTION_DIM, key)
     one_batch = take_batch(random_dataset(), np.arange(args.batch_size)[None])
     update = jax.make_jaxpr(functools.partial(algorithm.train_chunk, args))(state, one_batch, key)
     factors = [
@@ -275,7 +275,7 @@ def compile_updates(
 ) -> Program:
     """The loop over `length` updates of several seeds, as `main` compiles it, or with other options of XLA's."""
     seeds = Seeds(range(num_seeds))
-    states = seeds.initialise(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))
+    states = seeds.initialise(functools.partial(algorithm.init_state, args, (OBSERVATION_DIM,), ACTION_DIM))
     batches = Batches(args, random_dataset(), seeds, drol.keys_of_update, lambda step: step + length)
     draw, keys, options = functools.partial(batches, 0, length), seeds.keys.train, quick_to_run() | (options or {})
     chunk = jax.vmap(functools.partial(algorithm.train_chunk, args))
@@ -289,7 +289,7 @@ def one_update_a_dispatch(algorithm: types.ModuleType, args: Any, length: int, r
     The reference formulation is compiled as JAX does by default, ours as in the loop.
     """
     dataset, rng, key = random_dataset(), np.random.default_rng(0), jax.random.key(1)
-    state = jax.jit(functools.partial(algorithm.init_state, args, OBSERVATION_DIM, ACTION_DIM))(key)
+    state = jax.jit(functools.partial(algorithm.init_state, args, (OBSERVATION_DIM,), ACTION_DIM))(key)
     update, options = algorithm.update, quick_to_run()
     if reference:
         state, update, options = ReferenceState.of(args, state), functools.partial(reference_update, algorithm), {}
@@ -345,7 +345,7 @@ def measure_inference(options: SpeedArgs) -> list[Measurement]:
     programs = {}
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
         args = basics.settings(algorithm, hidden_sizes=options.hidden_sizes)
-        params = algorithm.init_state(args, OBSERVATION_DIM, ACTION_DIM, jax.random.key(0)).params
+        params = algorithm.init_state(args, (OBSERVATION_DIM,), ACTION_DIM, jax.random.key(0)).params
         for size in (1, 256):
             act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
             inputs = np.zeros((size, OBSERVATION_DIM), np.float32), jax.random.split(jax.random.key(0), size)
@@ -375,7 +375,7 @@ def measure_evaluation(episodes: int) -> list[Measurement]:
     """What an evaluation of DROL(16) on cube-single costs: in turn with training, and beside it."""
     train = compile_updates(drol, basics.settings(drol), 1, 2 if jax.default_backend() == "cpu" else 50).call
     single = basics.settings(drol, "cube-single")
-    params = drol.init_state(single, 28, ACTION_DIM, jax.random.key(0)).params
+    params = drol.init_state(single, (28,), ACTION_DIM, jax.random.key(0)).params
     policies = policies_of(functools.partial(drol.sample_action, single), keys_of_runs([0]).evaluation)
     policy = policies(jax.tree.map(lambda leaf: np.array(leaf)[None], params))
     evaluator = Evaluator(resolve("cube-single"), episodes, seeds=[0])

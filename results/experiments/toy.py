@@ -90,7 +90,7 @@ def train(algorithm: types.ModuleType, args, updates: int, key: Array, latents: 
     `latents` [K, 2], if given, are the same K latents in every update and for every action, in place of fresh ones.
     """
     init_key, train_key = jax.random.split(key)
-    params = dataclasses.replace(algorithm.init_params(args, 1, 2, init_key), critic=KnownQ())
+    params = dataclasses.replace(algorithm.init_params(args, (1,), 2, init_key), critic=KnownQ())
     optimizer = algorithm.optimizer(args)
 
     def one_update(carry, step: Array):
