@@ -32,6 +32,23 @@ class Odd(gymnasium.Env):
         return self.on_render() if self.on_render else np.zeros((32, 32, 3), np.uint8)
 
 
+class Counting(Odd):
+    """Of five to nine steps, after which it must not be stepped; its picture has their number, and how far it is."""
+
+    def reset(self, **options):
+        answer = super().reset(**options)
+        self.length = int(self.np_random.integers(5, 10))
+        return answer
+
+    def step(self, action):
+        assert self.steps < self.length
+        observation, reward, _, *rest = super().step(action)
+        return observation, reward, self.steps == self.length, *rest
+
+    def render(self):
+        return np.full((32, 32, 3), 10 * self.length + self.steps, np.uint8)
+
+
 def data(bounds=(-1, 1), rows=60, episode=20, seed=0) -> dict[str, np.ndarray]:
     """Transitions of it, with actions in these bounds."""
     rng = np.random.default_rng(seed)
@@ -47,3 +64,4 @@ def data(bounds=(-1, 1), rows=60, episode=20, seed=0) -> dict[str, np.ndarray]:
 
 
 gymnasium.register("Film-v0", "odd_envs:Odd", max_episode_steps=20)
+gymnasium.register("Counting-v0", "odd_envs:Counting", max_episode_steps=20)

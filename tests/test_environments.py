@@ -17,11 +17,12 @@ from common.data import own_npz, sources
 from common.env_ids import resolve
 from common.envs import EvaluationEnv, make_evaluation_env, try_out
 from common.errors import UserError
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, seed_of_episode
 from common.film import film
 from common.policy import load_policy
 
 import gymnasium
+import imageio.v3 as iio
 import jax
 import numpy as np
 import odd_envs
@@ -322,6 +323,20 @@ def test_a_film_is_written_without_a_warning_from_jax(film_it, tmp_path, capsys)
     assert [str(warning.message) for warning in caught] == []
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
     assert capsys.readouterr().out == f"video: {tmp_path / 'film.mp4'}, 21 frames\n"
+
+
+def test_episodes_are_filmed_at_once_and_shown_one_after_the_other(film_it, tmp_path, monkeypatch):
+    """Every second step, and what each ends with; whatever the number of processes, which go on to the third."""
+    spec, expected = resolve("odd_envs:Counting-v0"), []
+    for episode in range(3):
+        env = make_evaluation_env(spec)
+        env.reset(seed=seed_of_episode(0, episode))
+        length = env.unwrapped.length
+        expected += [10 * length + step for step in range(length) if step % 2 == 0] + [11 * length]
+    for cores in (1, 2):
+        monkeypatch.setattr("common.film.available_cores", lambda cores=cores: cores)
+        film_it(still, tmp_path / "film.gif", spec=spec, episodes=3)
+        assert iio.imread(tmp_path / "film.gif")[:, 0, 0, 0].tolist() == expected
 
 
 def test_a_film_that_is_stopped_by_a_signal_to_all_processes_blames_nobody(film_it, tmp_path, capsys):
