@@ -32,7 +32,7 @@ def collected(once) -> pathlib.Path:
         folder.mkdir()
         with minari_envs.datasets_in(folder):
             for hand in HORIZON:
-                collect.collect_data(resolve(f"{hand}-expert"), None, episodes=2, workers=2)
+                collect.collect_data(resolve(f"{hand}-expert"), None, episodes=2, workers=2 if hand == "door" else 1)
 
     return once("hands", make)
 
@@ -92,7 +92,7 @@ def test_the_hand_acts_as_a_one_step_actor_of_drol():
     np.testing.assert_allclose(action, expected, atol=1e-5)
 
 
-def test_what_is_thands_is_taken_and_what_cannot_be_made_is_said(here, capsys):
+def test_what_is_there_is_taken_and_what_cannot_be_made_is_said(hands, capsys):
     load("door-expert", source="auto")
     assert "found" in capsys.readouterr().out
     for env_id in ("door-human", "pen-cloned"):

@@ -11,6 +11,7 @@ from common.tables import read_table
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("short_episodes")
 SMALL = {"env_id": "pointmaze-medium", "hidden_sizes": (8,), "batch_size": 8, "log_interval": 10, "eval_episodes": 1}
 
 
@@ -38,6 +39,7 @@ def assert_same_bits(a: pathlib.Path, b: pathlib.Path) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow(7)
 def test_a_run_that_is_trained_longer_is_the_run_that_had_been_started_so(train, capsys):
     longer = train("longer", offline_steps=60, eval_interval=20)
     extended = train("extended", offline_steps=30, eval_interval=50)
@@ -58,6 +60,7 @@ def test_a_run_that_is_trained_longer_is_the_run_that_had_been_started_so(train,
     assert read_config(extended) == config
 
 
+@pytest.mark.slow(12)
 def test_a_finished_run_is_fine_tuned_twice_each_in_a_folder_of_its_own(train, tmp_path):
     offline = train("offline", offline_steps=20, num_seeds=2).parent
     paths = tuple(sorted(offline.iterdir()))
@@ -83,6 +86,7 @@ def test_a_finished_run_is_fine_tuned_twice_each_in_a_folder_of_its_own(train, t
     assert (ring[".replay.added"], grown[".replay.added"]) == (15, 25)
 
 
+@pytest.mark.slow(4)
 def test_what_decides_what_is_learned_stays(train, refusal):
     run = train("run", offline_steps=20, online_steps=5)
     config = (run / "config.json").read_bytes()

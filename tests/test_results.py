@@ -9,12 +9,22 @@ import shutil
 import subprocess
 import warnings
 
+import accelerator
+import antmaze
+import basics
 import candidates
+import fetch
+import make
+import mechanism
+import physics
 import plot
 import published
 import runs
+import speed
 import table
+import toy
 from common import algorithms, envs
+from common.arguments import RunArgs
 from common.env_ids import D4RL_MINARI_IDS, resolve
 from common.errors import UserError
 
@@ -573,20 +583,44 @@ def test_candidates_are_compared_at_equal_settings(tmp_path):
 # What is committed
 
 
-@pytest.mark.slow(26)
-def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp_path):
+@pytest.fixture(scope="module")
+def committed() -> set[pathlib.Path]:
+    """Files of results/ but scripts, from the repository's root."""
     listed = subprocess.run(["git", "ls-files", "results"], cwd=REPOSITORY, capture_output=True, text=True)
     if listed.returncode != 0:
         pytest.skip("what is committed is known in a git checkout only")
-    committed = {pathlib.Path(file) for file in listed.stdout.split("\n") if file and not file.endswith(".py")}
+    return {pathlib.Path(file) for file in listed.stdout.split("\n") if file and not file.endswith(".py")}
+
+
+def made_of(committed: set[pathlib.Path]) -> set[pathlib.Path]:
+    """Those of them that experiments/make.py makes."""
     figures = {file.with_suffix("") for file in committed if file.suffix == ".pdf"}
     raw = {file for file in committed if file.match("results/speed/*.csv")}
-    made = {file for file in committed if file.with_suffix("") in figures or file.stem == "table"} - raw
+    return {file for file in committed if file.with_suffix("") in figures or file.stem == "table"} - raw
+
+
+def test_every_committed_figure_and_table_is_made(committed, monkeypatch):
+    """Each by a line of make.py; that they can be drawn takes longer (below)."""
+    made, drawn = set(), set()
+    for module in (plot, table):
+        monkeypatch.setattr(module, "main", lambda args: made.add(args.out))
+    monkeypatch.setattr(candidates, "main", lambda args: made.add(args.folder / "candidates"))
+    monkeypatch.setattr(antmaze, "render", lambda folder, name: made.add(folder / name))
+    for module in (accelerator, mechanism, physics, speed, toy):
+        monkeypatch.setattr(module, "render", lambda path: drawn.add(path))
+    make.main(make.MakeArgs())
+    for file in (REPOSITORY / file for file in made_of(committed)):
+        assert file.with_suffix("") in made or file.parent in drawn or file.with_suffix("") in drawn, file
+    assert all((REPOSITORY / path).is_dir() or path.with_suffix(".csv").exists() for path in drawn)
+
+
+@pytest.mark.slow(22)
+def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(committed, tmp_path):
+    made = made_of(committed)
     for file in committed - made:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, tmp_path / file)
-    result = run_script("--folder", tmp_path / "results", script="results/experiments/make.py")
-    assert result.returncode == 0, result.stderr
+    make.main(make.MakeArgs(tmp_path / "results"))
     assert {file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()} == committed
     for file in made:
         again, before = (tmp_path / file).read_bytes(), (REPOSITORY / file).read_bytes()
@@ -595,3 +629,24 @@ def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(tmp
         else:
             assert again[:4] == before[:4], file
             assert len(again) > 5000
+
+
+def test_what_a_maze_set_covers_is_counted_at_its_goals(pointmaze_file, tmp_path):
+    antmaze.main(antmaze.AntmazeArgs(pointmaze_file, "pointmaze-medium-stitch", expert_episodes=1, out=tmp_path))
+    goals = basics.read_csv(tmp_path / "pointmaze-medium-goals.csv")
+    with np.load(pointmaze_file) as data:
+        starts = data["qpos"][~data["terminals"]]
+    for row in goals:
+        distances = np.linalg.norm(starts - [row["goal_x"], row["goal_y"]], axis=1)
+        assert (row["transitions"], row["at_goal"]) == (4000, (distances <= 1).sum())  # the point's tolerance
+    assert goals["task"].tolist() == [1, 2, 3, 4, 5] and goals["at_goal"].sum() > 0
+    path = basics.read_csv(tmp_path / "pointmaze-medium-trajectories.csv")
+    assert path["episode"].max() == 3 and path["step"].max() == 1000
+    assert (tmp_path / "pointmaze-medium.png").stat().st_size > 20_000
+
+
+def test_data_is_fetched_without_training(pointmaze_file, capsys):
+    fetch.main(RunArgs(env_id="pointmaze-medium", dataset_path=pointmaze_file))
+    assert f"collected: 4 (official: 1000) episodes, seed 0 ({pointmaze_file}): 4,000" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cannot be collected here"):
+        fetch.main(RunArgs(env_id="pen-human", data_source="collect"))

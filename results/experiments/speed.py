@@ -184,7 +184,7 @@ def matrix_products(algorithm: types.ModuleType, args: Any) -> dict[str, Callabl
     if jax.default_backend() != "cpu":
         return {}
     key, rng = jax.random.key(0), np.random.default_rng(0)
-    state = algorithm.init_state(args, (OBSERVATION_DIM,), ACTION_DIM, key)
+    state = jax.eval_shape(functools.partial(algorithm.init_state, args, (OBSERVATION_DIM,), ACTION_DIM), key)
     one_batch = take_batch(random_dataset(), np.arange(args.batch_size)[None])
     update = jax.make_jaxpr(functools.partial(algorithm.train_chunk, args))(state, one_batch, key)
     factors = [
@@ -345,7 +345,8 @@ def measure_inference(options: SpeedArgs) -> list[Measurement]:
     programs = {}
     for method, algorithm in (("FQL", fql), ("DROL", drol)):
         args = basics.settings(algorithm, hidden_sizes=options.hidden_sizes)
-        params = algorithm.init_state(args, (OBSERVATION_DIM,), ACTION_DIM, jax.random.key(0)).params
+        init_state = jax.jit(functools.partial(algorithm.init_state, args, (OBSERVATION_DIM,), ACTION_DIM))
+        params = init_state(jax.random.key(0)).params
         for size in (1, 256):
             act = jax.jit(jax.vmap(functools.partial(algorithm.sample_action, args), in_axes=(None, 0, 0)))
             inputs = np.zeros((size, OBSERVATION_DIM), np.float32), jax.random.split(jax.random.key(0), size)
