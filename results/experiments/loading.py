@@ -85,6 +85,8 @@ class LoadingArgs:
 
     millions: tuple[int, ...] = (1, 4)
     """Sizes, in millions of rows; a row of cube-single takes 297 bytes, plain."""
+    formats: tuple[str, ...] = ("npz", "shards", "D4RL", "Minari")
+    """Those whose names begin so."""
     before: pathlib.Path | None = None
     """Measure another checkout as well, in the same way: git worktree add PATH COMMIT."""
     folder: pathlib.Path | None = None
@@ -212,7 +214,8 @@ def main(args: LoadingArgs) -> None:
     checkouts = {"before": args.before.resolve()} if args.before else {}
     checkouts |= {"now": basics.REPOSITORY}
     rows: list[list[Any]] = []
-    for form, (env_id, write) in forms().items():
+    chosen = {form: each for form, each in forms().items() if form.startswith(args.formats)}
+    for form, (env_id, write) in chosen.items():
         for millions in args.millions:
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
                 small = write(pathlib.Path(folder) / "small", EPISODES * STEPS)
