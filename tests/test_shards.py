@@ -8,7 +8,7 @@ import signal
 import threading
 
 import table
-from common import machine
+from common import machine, processes
 from common.arguments import RunArgs
 from common.data import ogbench_npz, recipes, sources
 from common.env_ids import SHARDS_100M, resolve
@@ -226,3 +226,23 @@ def test_a_run_on_shards_goes_on_wherever_they_lie_and_is_tabulated(folder, here
     gone = here("--resume", tmp_path / "stopped", "--offline-steps", 150)
     assert gone.returncode == 2
     assert gone.stderr.startswith(f"error: {folder}: it holds neither npz shards nor")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("", {}, 8000 * 1024),
+        ("0::/", {"memory.max": "max", "memory.current": "5"}, 8000 * 1024),
+        # What is kept of files makes room.
+        ("0::/", {"memory.max": "9000", "memory.current": "8000", "memory.stat": "anon 1\ninactive_file 3000"}, 4000),
+        ("0::/a", {"a/memory.max": "max", "memory.max": "700", "memory.current": "200"}, 500),
+        ("4:cpu:/\n3:memory:/", {"memory/memory.limit_in_bytes": "90", "memory/memory.usage_in_bytes": "50"}, 40),
+    ],
+)
+def test_free_memory_is_what_a_container_has_left(own, files, expected, tmp_path, monkeypatch):
+    for name, text in (files | {"own": own, "meminfo": "MemFree: 1 kB\nMemAvailable:    8000 kB\n"}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n" if text else "")
+    for name, path in {"CGROUPS": "", "OWN_CGROUPS": "own", "MEMORY": "meminfo"}.items():
+        monkeypatch.setattr(processes, name, tmp_path / path)
+    assert processes.free_memory() == expected

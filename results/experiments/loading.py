@@ -85,6 +85,8 @@ class LoadingArgs:
 
     millions: tuple[int, ...] = (1, 4)
     """Sizes, in millions of rows; a row of cube-single takes 297 bytes, plain."""
+    formats: tuple[str, ...] = ("npz", "shards", "D4RL", "Minari")
+    """Those whose names begin so."""
     before: pathlib.Path | None = None
     """Measure another checkout as well, in the same way: git worktree add PATH COMMIT."""
     folder: pathlib.Path | None = None
@@ -191,12 +193,29 @@ def measure(checkout: pathlib.Path, env_id: str, small: pathlib.Path, path: path
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def table(rows: list[list[Any]]) -> str:
+    """In Markdown: a line a file, what the checkouts need of it side by side."""
+    names = list(dict.fromkeys(name for _, _, name, *_ in rows))
+    lines: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for form, millions, name, *numbers in rows:
+        lines.setdefault((form, millions), {})[name] = numbers
+    header = ["format", "million rows", "file, MB", "kept, MB", *(f"CPU s, {n}" for n in names)]
+    header += [*(f"peak, MB, {n}" for n in names), *(f"peak / kept, {n}" for n in names)]
+    cells = []
+    for (form, millions), found in lines.items():
+        size, kept = found["now"][0], found["now"][3]
+        of_each = [found.get(name, ["-"] * 5) for name in names]
+        cells.append([form, millions, size, kept, *(numbers[column] for column in (1, 2, 4) for numbers in of_each)])
+    return tabulate(cells, header, tablefmt="pipe")
+
+
 def main(args: LoadingArgs) -> None:
     """Measure, one file after the other."""
     checkouts = {"before": args.before.resolve()} if args.before else {}
     checkouts |= {"now": basics.REPOSITORY}
     rows: list[list[Any]] = []
-    for form, (env_id, write) in forms().items():
+    chosen = {form: each for form, each in forms().items() if form.startswith(args.formats)}
+    for form, (env_id, write) in chosen.items():
         for millions in args.millions:
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
                 small = write(pathlib.Path(folder) / "small", EPISODES * STEPS)
@@ -208,12 +227,11 @@ def main(args: LoadingArgs) -> None:
                         ratio = found["peak_mb"] / found["kept_mb"]
                         numbers = (size, found["cpu_s"], found["peak_mb"], found["kept_mb"], ratio)
                         rows.append([form, millions, name, *(float(f"{number:.3g}") for number in numbers)])
-                        print(*rows[-1], sep=", ", flush=True)
-    header = ["format", "million rows", "code", "file, MB", "CPU s", "peak, MB", "kept, MB", "peak / kept"]
-    table = tabulate(rows, header, tablefmt="pipe")
-    print(table)
+                        print(*rows[-1], sep="; ", flush=True)
+    print(table(rows))
     if args.out is not None:
-        write_whole(args.out.with_suffix(".md"), lambda path: path.write_text(f"{table}\n"))
+        write_whole(args.out.with_suffix(".md"), lambda path: path.write_text(f"{table(rows)}\n"))
+        header = ["format", "million rows", "code", "file, MB", "CPU s", "peak, MB", "kept, MB", "peak / kept"]
         with args.out.with_suffix(".csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
