@@ -152,7 +152,7 @@ def test_values_that_differ_in_the_last_digit_are_not_averaged(run):
 def test_every_argument_of_a_run_says_what_it_is_or_counts():
     for script in (drol, fql):
         of = {role: with_role(script.Args, role) for role in Role}
-        assert of[Role.SIZE] == {"offline_steps", "online_steps", "hidden_sizes"}
+        assert of[Role.SIZE] == {"offline_steps", "online_steps", "hidden_sizes", "encoder_sizes"}
         assert of[Role.JUDGING] == {"eval_interval", "eval_episodes"}
         counts = set(vars(script.Args())) - set().union(*(of[role] for role in Role if role is not Role.EVALUATE))
         assert {"own_rewards", "buffer_size", "balanced_sampling", "batch_size", "tau", "discount"} <= counts

@@ -78,7 +78,8 @@ def test_the_grid_of_the_paper_has_its_published_settings():
         star = ["--drol-star"] if algorithm == "drol-star" else []
         assert method.script == f"{column}.py" and method.options == ("--env-id", spec.name, *star)
         seen.add((spec.family, spec.task, algorithm))
-    tasks = {family: 5 if row["suite"] == "ogbench" else 1 for family, row in published.items()}
+    of_states = {family: row for family, row in published.items() if not family.startswith("visual-")}  # Table 1's
+    tasks = {family: 5 if row["suite"] == "ogbench" else 1 for family, row in of_states.items()}
     expected = {
         (family, task if number > 1 else None, algorithm)
         for family, number in tasks.items()
