@@ -10,6 +10,7 @@ import accelerator
 import antmaze
 import basics
 import candidates
+import families
 import mechanism
 import physics
 import plot
@@ -40,7 +41,8 @@ def main(args: MakeArgs) -> None:
         table.main(table.TableArgs((folder,), folder / "table"))
     hammer = sorted(args.folder.glob("adroit/*-hammer-*"))
     plot.main(plot.PlotArgs((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
-    for folder in ("quick-start", "online", "antmaze"):
+    families.render(args.folder / "families")
+    for folder in ("quick-start", "online", "antmaze", "hammer"):
         plot.main(plot.PlotArgs((args.folder / folder,), args.folder / folder / "updates"))
     for file in sorted((args.folder / "antmaze").glob("*-goals.csv")):
         antmaze.render(file.parent, file.name.removesuffix("-goals.csv"))
