@@ -208,4 +208,4 @@ def run_script(
 ) -> subprocess.CompletedProcess:
     """Run drol.py (or another script, or a module) in another process, to its end."""
     env = os.environ | (variables or {})
-    return subprocess.run(command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=240, env=env)
+    return subprocess.run(command(*args, **program), cwd=cwd, capture_output=True, text=True, timeout=600, env=env)

@@ -101,6 +101,7 @@ def test_chunks_do_not_change_the_result(algorithm):
 
 
 @BOTH
+@pytest.mark.slow(3)
 def test_metrics_of_a_chunk_are_those_of_its_updates(algorithm):
     args, key = make_args(algorithm), jax.random.key(1)
     dataset, state = jax.device_put(random_dataset()), init(algorithm, args, 0)

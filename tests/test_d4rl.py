@@ -449,7 +449,7 @@ def test_the_simulator_is_compared_with_a_files(name, lag, tmp_path, capsys):
 # Runs.
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(7)
 @pytest.mark.parametrize(
     ("name", "script"), [("antmaze-umaze", "drol.py"), ("pen-human", "fql.py"), ("hopper-medium", "drol.py")]
 )

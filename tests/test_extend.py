@@ -39,7 +39,7 @@ def assert_same_bits(a: pathlib.Path, b: pathlib.Path) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.slow(7)
+@pytest.mark.slow(5)
 def test_a_run_that_is_trained_longer_is_the_run_that_had_been_started_so(train, capsys):
     longer = train("longer", offline_steps=60, eval_interval=20)
     extended = train("extended", offline_steps=30, eval_interval=50)
@@ -60,7 +60,7 @@ def test_a_run_that_is_trained_longer_is_the_run_that_had_been_started_so(train,
     assert read_config(extended) == config
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(14)
 def test_a_finished_run_is_fine_tuned_twice_each_in_a_folder_of_its_own(train, tmp_path):
     offline = train("offline", offline_steps=20, num_seeds=2).parent
     paths = tuple(sorted(offline.iterdir()))
@@ -86,7 +86,7 @@ def test_a_finished_run_is_fine_tuned_twice_each_in_a_folder_of_its_own(train, t
     assert (ring[".replay.added"], grown[".replay.added"]) == (15, 25)
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(3)
 def test_what_decides_what_is_learned_stays(train, refusal):
     run = train("run", offline_steps=20, online_steps=5)
     config = (run / "config.json").read_bytes()

@@ -273,7 +273,7 @@ def gone_on(point_file, once) -> pathlib.Path:
     return once("edited", make) / "runs" / "x"
 
 
-@pytest.mark.slow(16)
+@pytest.mark.slow(10)
 def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     first, second = read_config(gone_on)["code"]
     assert (first["step"], second["step"]) == (0, 30)
@@ -284,7 +284,7 @@ def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     assert comparison.algorithms == [f"DROL(16), modified, batch_size 16, {went_on}"]
 
 
-@pytest.mark.slow(16)
+@pytest.mark.slow(10)
 def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, tmp_path):
     header, first, second = (line.split(",") for line in (gone_on / "train.csv").read_text().splitlines())
     assert len(header) == len(first) == len(second) and header[-1] == "actor/one"

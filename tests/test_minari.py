@@ -366,7 +366,7 @@ def train(here):
     return train
 
 
-@pytest.mark.slow(14)
+@pytest.mark.slow(6)
 def test_training_and_evaluation_and_resumption(train, here, tmp_path):
     """On an environment whose returns, and lengths, differ from policy to policy."""
     path, film = tmp_path / "run", tmp_path / "film.gif"
@@ -388,7 +388,7 @@ def test_training_and_evaluation_and_resumption(train, here, tmp_path):
         assert filmed == []
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(4)
 def test_fql_trains_on_antmaze(train, tmp_path):
     row = train("antmaze-umaze-diverse", tmp_path / "run", episodes=2, workers=2, script="fql.py")
     assert row["evaluation/length"] == 60

@@ -174,7 +174,7 @@ SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--ev
 ONLINE = ("--env-id", "pointmaze-medium", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
 
-@pytest.mark.slow(6)
+@pytest.mark.slow(8)
 @pytest.mark.usefixtures("short_episodes")
 def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(
     pointmaze_file, tmp_path, here, refusal, after_update
@@ -203,7 +203,7 @@ def test_a_fine_tuned_run_resumes_with_its_buffer_and_can_be_evaluated(
     assert "--evaluate takes no --tau" in refusal("--evaluate", path, "--tau", 0.5)
 
 
-@pytest.mark.slow(9)
+@pytest.mark.slow(16)
 @pytest.mark.usefixtures("short_episodes")
 def test_seeds_that_are_fine_tuned_together_equal_each_alone(pointmaze_file, tmp_path, here):
     """Three seeds on two devices, with an empty place. Rows do not mix offline and online updates."""

@@ -354,7 +354,7 @@ def without_newest_checkpoint(run: pathlib.Path, path: pathlib.Path) -> pathlib.
     return path
 
 
-@pytest.mark.slow(9)
+@pytest.mark.slow(10)
 @pytest.mark.usefixtures("short_episodes")
 def test_seeds_go_on_together_to_the_same_bits_or_alone(pointmaze_file, tmp_path, here):
     """Three seeds on two devices, with the data on the host; then one of them on one device, which holds the data."""

@@ -347,11 +347,11 @@ def rows(folder: pathlib.Path, method: str) -> int:
     return table.read_text().count("\n") if table.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 180) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 180, pause: float = 0.05) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def kill_trainer(folder: pathlib.Path, method: str) -> None:
@@ -454,7 +454,7 @@ def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsew
         queued = f"Restarts={restarts} " in text and "JobState=PENDING" in text
         return queued and ("ExcNodeList=(null)" not in text) == elsewhere
 
-    wait_for(is_queued)
+    wait_for(is_queued, pause=0.3)
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
@@ -508,7 +508,7 @@ def test_a_sweep_on_slurm_survives_what_happens_there_to_the_same_bits(
         ]
     for disturbance in disturbed:
         disturbance.result()
-    wait_for(lambda: not slurm("squeue", "--noheader"))
+    wait_for(lambda: not slurm("squeue", "--noheader"), pause=0.5)
 
     check_complete(folder)
     swept_here = request.getfixturevalue("swept_here")  # only now: another process may be making it meanwhile
@@ -528,7 +528,7 @@ def test_on_slurm_a_job_that_fails_is_tried_on_another_node_and_then_named(slurm
     job, *_ = json.loads((folder / "jobs" / "slurm.json").read_text()).values()
     start_requeued(slurm, job, elsewhere=True)
     first = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0-1.failed").read_text()))
-    wait_for(lambda: not slurm("squeue", "--noheader"))
+    wait_for(lambda: not slurm("squeue", "--noheader"), pause=0.5)
     last = jobs.Failure(**json.loads((folder / "jobs" / "drol-cube-double-k16-seed0-1.failed").read_text()))
     assert last.attempts == 2 and {first.node, last.node} == {"one", "two"}
     capsys.readouterr()

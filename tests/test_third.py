@@ -211,7 +211,7 @@ def test_the_tests_of_what_algorithms_do_take_it(copy):
     assert printed.startswith("...  ") and "skipped" not in printed
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(10)
 def test_it_goes_on_and_is_evaluated(copy, answers):
     assert "done: success (%)" in answers["resume"]
     for name in ("train.csv", "eval.csv"):
@@ -219,12 +219,12 @@ def test_it_goes_on_and_is_evaluated(copy, answers):
     assert "after update 40, 1 episode" in answers["evaluate"]
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(10)
 def test_an_actor_that_is_not_a_function_of_state_and_latent_is_not_exported(answers):
     assert "only an actor f(s, z) can be exported, and td3bc.py has none with sample_latents" in answers["export"]
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(10)
 def test_it_is_tabulated_and_plotted_under_its_own_name(copy, answers):
     assert "| TD3+BC, batch_size 16, noise_clip 0.3 |" in answers["table"]
     assert (copy / "figure.png").stat().st_size > 5000
@@ -241,7 +241,7 @@ speed.main(speed.SpeedArgs(**small, updates_only=True, out=pathlib.Path("speed")
 """
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(12)
 def test_its_speed_is_measured_beside_the_others(copy):
     (copy / "measured.py").write_text(MEASURED)
     printed = run(copy, script="measured.py")
