@@ -13,6 +13,7 @@ import candidates
 import families
 import mechanism
 import physics
+import pixels
 import plot
 import speed
 import table
@@ -58,6 +59,7 @@ def main(args: MakeArgs) -> None:
         speed.render(file.with_suffix(""))
     accelerator.render(args.folder / "gpu")
     physics.render(args.folder / "physics")
+    pixels.render(args.folder / "pixels")
 
 
 if __name__ == "__main__":
