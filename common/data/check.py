@@ -148,10 +148,18 @@ def check(
     return checked
 
 
-def read_checked(where: Any, file: ArrayFile, shapes: Shapes, needed_by: str) -> dict[str, np.ndarray]:
-    """Arrays of a file, each block checked and put where it stays. Actions are not compared with bounds."""
+def read_checked(
+    where: Any, file: ArrayFile, shapes: Shapes, needed_by: str, *, with_room: bool = False
+) -> dict[str, np.ndarray]:
+    """Arrays of a file, each block checked and put where it stays. Actions are not compared with bounds.
+
+    With room `observations` have twice their rows: what is not touched takes no memory, and `lay_out` needs no copy.
+    """
     headers = check_headers(where, file.headers, shapes, needed_by)
-    columns = {name: allocate(name, *header) for name, header in headers.items()}
+    rooms = {name: 2 if with_room and name == "observations" else 1 for name in headers}
+    columns = {
+        n: allocate(n, (rooms[n] * header.shape[0], *header.shape[1:]), header.dtype) for n, header in headers.items()
+    }
     for name in file.in_order(shapes):
         for first, block in file.blocks(name):
             columns[name][first : first + len(block)] = check_block(where, name, block, headers[name], first)
@@ -206,8 +214,8 @@ def lay_out(
 
     Args:
         where: file, for messages.
-        columns: `observations` [rows, o], `actions` [rows, a], `rewards` and `masks` [rows], checked: trajectories one
-            after the other, a row a time step. They are taken out of here, and changed.
+        columns: `observations` [rows, o], maybe with room for more, `actions` [rows, a], `rewards` and `masks` [rows],
+            checked: trajectories one after the other, a row a time step. They are taken out of here, and changed.
         starts: [rows], true in rows that start a transition. The next row is the successor.
         ends: [rows], true in the last row of each trajectory.
         last_observations: [trajectories, o], the successor of the last row of each, where the file has it.
@@ -220,12 +228,16 @@ def lay_out(
     names = ("observations", "actions", "rewards", "masks")
     to_learn(columns["actions"], bounds)
     first_rows = np.flatnonzero(starts)
-    if last_observations is not None:
+    if last_observations is None:
+        columns["observations"] = columns["observations"][: len(ends)]
+    else:
         places = np.arange(len(ends)) + np.cumsum(ends) - ends  # of rows, one later after each trajectory
+        more = places[ends] + 1  # where a last observation comes
         for name in names:
-            columns[name] = _spread(name, columns.pop(name), places, len(last_observations))
-        columns["observations"][places[ends] + 1] = last_observations
-        first_rows, ends = places[first_rows], np.isin(np.arange(len(columns["masks"])), places[ends] + 1)
+            columns[name] = _spread(name, columns.pop(name), places)
+            columns[name][more] = last_observations if name == "observations" else 0
+        first_rows, ends = places[first_rows], np.zeros(len(columns["masks"]), bool)
+        ends[more] = True
     learned = {name: columns.pop(name) for name in names}
     firsts = first_of_trajectory(ends) if learned["observations"].dtype == np.uint8 else None
     return Dataset(**learned, transitions=in_int32(first_rows), firsts=firsts)
@@ -250,9 +262,10 @@ def to_learn(actions: np.ndarray, bounds: Bounds | None = None) -> None:
         actions[first:end] = np.clip(to_unit(actions[first:end], bounds), -ACTION_BOUND, ACTION_BOUND)
 
 
-def _spread(name: str, column: np.ndarray, places: np.ndarray, num_more: int) -> np.ndarray:
-    """Rows in other places, and zeros in between."""
-    spaced = allocate(name, (len(column) + num_more, *column.shape[1:]), column.dtype)
-    spaced[:] = 0
-    spaced[places] = column
+def _spread(name: str, column: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows in other places, each at its own or a later one: where the column has room, within it. The last one ends."""
+    total = int(places[-1]) + 2
+    spaced = column[:total] if len(column) >= total else allocate(name, (total, *column.shape[1:]), column.dtype)
+    for first, end in reversed([*Header((len(places), *column.shape[1:]), column.dtype).blocks()]):
+        spaced[places[first:end]] = column[first:end].copy()
     return spaced

@@ -100,7 +100,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
         # Trap: locomotion's files have next observations, too, which d4rl does not look at.
         successors = {} if has_timeouts else {n: shapes["observations"] for n in file.headers if n == SUCCESSORS}
         check_headers(path, file.headers, shapes | successors, spec.name)
-        columns = read_checked(path, file, shapes, spec.name)
+        columns = read_checked(path, file, shapes, spec.name, with_room=bool(successors))
         _check_actions(path, file.headers["actions"], columns["actions"])
 
         # Traps: AntMaze's terminals are 1 near one goal, also in the middle of trajectories that go on, and cut
@@ -111,7 +111,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
             columns["rewards"] -= 1
         if successors:
             starts, ends = np.ones(len(done), bool), np.zeros(len(done), bool)
-            last_observations = read_successors(path, file, columns["observations"], ends)
+            last_observations = read_successors(path, file, columns["observations"][: len(done)], ends)
             return lay_out(path, columns, starts, ends, last_observations), sha256(path)
     cuts = columns.pop("timeouts") != 0 if has_timeouts else _counted_timeouts(done, horizon)
     cuts[-1:] = True  # what came after it is not in the file

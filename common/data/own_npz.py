@@ -36,7 +36,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
         successors = {"next_observations": observation_shape} if "next_observations" in file.headers else {}
         note_unread(path, file.headers.keys() - shapes.keys() - successors.keys())
         check_headers(path, file.headers, shapes | successors, spec.name)
-        columns = read_checked(path, file, shapes, spec.name)
+        columns = read_checked(path, file, shapes, spec.name, with_room=True)
         check_actions(path, columns["actions"], bounds)
 
         ends = np.any([columns[name] != 0 for name in ("terminals", *cuts)], axis=0)
@@ -44,7 +44,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
             columns["masks"] = 1 - columns[complete]
         for name in {"terminals", "terminations", *cuts} & columns.keys():
             del columns[name]
-        observations = columns["observations"]
+        observations = columns["observations"][: len(ends)]
         if successors:
             starts = np.ones(len(ends), bool)
             last_observations = read_successors(path, file, observations, ends)
@@ -52,5 +52,4 @@ def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
             starts = ~ends | (columns["masks"] == 0)
             # After a mask of 0 the successor is never looked at.
             last_observations = observations[np.minimum(np.flatnonzero(ends) + 1, len(ends) - 1)]
-        del observations
         return lay_out(path, columns, starts, ends, last_observations, bounds), file.sha256()

@@ -25,7 +25,6 @@ import basics
 from common.data import recipes
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
-from common.files import write_whole
 
 import gymnasium
 import h5py
@@ -92,7 +91,7 @@ class LoadingArgs:
     folder: pathlib.Path | None = None
     """Where files are written, of which one is there at a time; the system's folder for such files if unset."""
     out: pathlib.Path | None = None
-    """Write FILE.csv and FILE.md as well."""
+    """Write FILE.csv as well."""
 
 
 def tiled(episode: Episode, rows: int) -> Episode:
@@ -230,7 +229,6 @@ def main(args: LoadingArgs) -> None:
                         print(*rows[-1], sep="; ", flush=True)
     print(table(rows))
     if args.out is not None:
-        write_whole(args.out.with_suffix(".md"), lambda path: path.write_text(f"{table(rows)}\n"))
         header = ["format", "million rows", "code", "file, MB", "CPU s", "peak, MB", "kept, MB", "peak / kept"]
         with args.out.with_suffix(".csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
