@@ -433,14 +433,15 @@ def cluster(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture
-def slurm(cluster, monkeypatch) -> Callable[..., str]:
+def slurm(cluster, monkeypatch) -> Iterator[Callable[..., str]]:
     """Runs one of Slurm's commands."""
     monkeypatch.setenv("SLURM_CONF", cluster)
 
     def slurm(*words: str) -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
-    return slurm
+    yield slurm
+    slurm("scancel", "--user", "root")  # what a test that failed leaves would be in the way of the next
 
 
 def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
