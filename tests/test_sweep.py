@@ -347,7 +347,7 @@ def rows(folder: pathlib.Path, method: str) -> int:
     return table.read_text().count("\n") if table.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 180, pause: float = 0.05) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 600, pause: float = 0.05) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
