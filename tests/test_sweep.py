@@ -347,7 +347,7 @@ def rows(folder: pathlib.Path, method: str) -> int:
     return table.read_text().count("\n") if table.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 180, pause: float = 0.05) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 600, pause: float = 0.05) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
@@ -433,14 +433,15 @@ def cluster(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture
-def slurm(cluster, monkeypatch) -> Callable[..., str]:
+def slurm(cluster, monkeypatch) -> Iterator[Callable[..., str]]:
     """Runs one of Slurm's commands."""
     monkeypatch.setenv("SLURM_CONF", cluster)
 
     def slurm(*words: str) -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
-    return slurm
+    yield slurm
+    slurm("scancel", "--user", "root")  # what a test that failed leaves would be in the way of the next
 
 
 def start_requeued(slurm: Callable[..., str], job: str, restarts: int = 1, elsewhere: bool = False) -> None:
