@@ -9,9 +9,10 @@ import pathlib
 import random
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import actions, minari_envs
 from common.answers import Answers, is_image
@@ -51,6 +52,39 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
 
     # The checker computes every observation twice.
     return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
+
+
+class Rendering(NamedTuple):
+    """How this machine draws what an environment is observed in."""
+
+    renderer: str  # the library that MuJoCo uses, and what that says of itself: other ones draw other pixels
+    steps_a_second: float  # of one core
+
+
+def try_to_render(spec: EnvSpec) -> Rendering:
+    """Take a few steps in one of OGBench's environments that are observed in images.
+
+    Raises:
+        UserError: this machine cannot draw them, with what is needed.
+    """
+    try:
+        with contextlib.closing(make_env(f"{spec.env_name}-v0")) as env:
+            env.reset(seed=0)
+            start = time.monotonic()
+            for _ in range(TRIAL_STEPS):
+                env.step(np.zeros(env.action_space.shape, np.float32))
+            seconds = time.monotonic() - start
+            from OpenGL import GL  # of the context that has just drawn
+
+            while GL.glGetError():  # MuJoCo leaves some behind
+                pass
+            drawn_by = GL.glGetString(GL.GL_RENDERER).decode()
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind the graphics library of the machine raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{spec.env_name}: nothing can be drawn here ({reason}); {HOW_TO_RENDER}") from error
+    return Rendering(f"{os.environ.get('MUJOCO_GL', 'default')}: {drawn_by}", TRIAL_STEPS / seconds)
 
 
 def make_own_env(env_id: str, **kwargs: Any) -> gymnasium.Env:

@@ -12,7 +12,7 @@ from common.roles import Role, with_role
 
 # What makes two collections the same experiment. Their files need not be the same to the bit: a simulation rounds
 # differently on another processor.
-RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "versions")
+RECIPE = ("episodes", "episode_steps", "seed", "oracle", "policy", "renderer", "versions")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """Images: the encoder, updates, frames that are stacked and cropped, environments that are seen."""
 
 import contextlib
+import ctypes.util
 import dataclasses
 import functools
+import os
 import pathlib
+import subprocess
+import sys
 
 import drol
 import fql
@@ -32,13 +36,15 @@ import numpy as np
 import numpy_reference as reference
 import optax
 import pytest
+from conftest import REPOSITORY, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import ACTION_DIM, OBSERVATION_DIM, assert_close, batches_of, double_precision, init, make_args
 
 BOTH = pytest.mark.parametrize("algorithm", [drol, fql], ids=["drol", "fql"])
-IMAGE, SIZES = (8, 8, 6), (3, 4, 24)  # as no other network has them
-FLAT = 2 * 2 * SIZES[1]  # what goes into the last layer of an encoder
+IMAGE, SIZES = (8, 8, 6), (3, 4, 24)
+SMALL = (3, 24)  # an encoder that compiles faster; 24 features as no other network has them
+FLAT = 4 * 4 * SMALL[0]  # what goes into the last layer of it
 PIXELS = "pixels:Pixels-v0"
 
 
@@ -184,8 +190,8 @@ def test_an_update_from_images_equals_the_reference(algorithm):
 
     Critic and actor see the state and the next one, the flow the state; all three learn from the state alone.
     """
-    own = {drol: {"num_candidates": 3, "bc_coef": 0.7}, fql: {"alpha": 0.7, "flow_steps": 3}}[algorithm]
-    args = make_args(algorithm, **own, batch_size=4, encoder_sizes=SIZES, discount=0.9, tau=0.1, learning_rate=1e-2)
+    own = {drol: {"num_candidates": 3, "bc_coef": 0.7}, fql: {"alpha": 0.7, "flow_steps": 2}}[algorithm]
+    args = make_args(algorithm, **own, batch_size=4, encoder_sizes=SMALL, discount=0.9, tau=0.1, learning_rate=1e-2)
     with double_precision():
         state, batch, noise = image_inputs(algorithm, args)
         assert jax.tree.leaves(state.params.critic.encoder)[0].shape == (3, 3, 6, 3)  # one, for both critics
@@ -200,7 +206,7 @@ def test_an_update_from_images_equals_the_reference(algorithm):
         expected = optax.apply_updates(state.params, changes)
         target = jax.tree.map(lambda q, old: 0.1 * q + 0.9 * old, state.params.critic, state.target_critic)
         program = jax.jit(functools.partial(algorithm.update, args)).lower(state, batch, noise).compile()
-        forward, backward = (program.as_text().count(f" = f64[{n},{SIZES[-1]}]{{1,0}} dot(") for n in (4, FLAT))
+        forward, backward = (program.as_text().count(f" = f64[{n},{SMALL[-1]}]{{1,0}} dot(") for n in (4, FLAT))
         assert (forward, backward) == {drol: (4, 2), fql: (5, 3)}[algorithm]  # of encoders, in batches
         after, metrics = program(state, batch, noise)
         assert float(metrics["critic/loss"] + metrics["actor/loss"]) == pytest.approx(float(value), rel=1e-9)
@@ -211,7 +217,7 @@ def test_an_update_from_images_equals_the_reference(algorithm):
 
 
 def test_the_best_of_several_actions_from_images():
-    args = make_args(drol, critic_num_candidates=3, inference_num_samples=3, batch_size=4, encoder_sizes=SIZES)
+    args = make_args(drol, critic_num_candidates=3, inference_num_samples=3, batch_size=4, encoder_sizes=SMALL)
     with double_precision():
         state, batch, noise = image_inputs(drol, args)
         best = jax.jit(functools.partial(drol.sample_next_actions, args))(
@@ -463,3 +469,49 @@ def test_published_settings_of_visual_tasks():
     for algorithm in (drol, fql):
         args, _ = complete(algorithm.Args(), resolve("cube-single"), algorithm.published_settings)
         assert (args.frame_stack, args.p_aug) == (None, None)
+
+
+# What OGBench draws, in another process: MuJoCo chooses its renderer when it is first imported
+
+DRAW = """
+import sys
+import numpy as np
+from common.data import ogbench_npz, recipes
+from common.env_ids import resolve
+from common.envs import make_evaluation_env, try_to_render
+
+spec = resolve("visual-cube-single")
+print(try_to_render(spec).renderer)
+np.random.seed(0)
+episode = recipes.manipulation(spec, 4)()
+assert (episode["observations"].dtype, episode["observations"].shape) == (np.uint8, (4, 64, 64, 3))
+assert episode["observations"].std() > 10
+np.savez_compressed(sys.argv[1], **episode)
+dataset, _ = ogbench_npz.read(spec, __import__("pathlib").Path(sys.argv[1]))
+np.testing.assert_array_equal(dataset.observations, episode["observations"])
+assert (dataset.firsts.tolist(), dataset.transitions.tolist()) == ([0] * 4, [0, 1, 2])
+assert (dataset.rewards == -1).all() and dataset.masks.all()
+env = make_evaluation_env(spec, frame_stack=3)
+first, _ = env.reset(seed=0)
+second = env.step(np.full(5, 0.5, np.float32))[0]
+np.testing.assert_array_equal(second[..., :6], first[..., :6])
+assert (second[..., 6:] != first[..., 6:]).any()
+"""
+
+
+@pytest.mark.slow(15)
+@pytest.mark.skipif(sys.platform != "linux" or ctypes.util.find_library("EGL") is None, reason="nothing draws here")
+def test_a_visual_task_is_collected_read_and_seen(tmp_path):
+    variables = os.environ | {"MUJOCO_GL": "egl"}
+    program = [sys.executable, "-c", DRAW, str(tmp_path / "visual.npz")]
+    drawn = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, env=variables, timeout=240)
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout.startswith("egl: ")
+
+
+def test_where_nothing_draws_a_line_says_what_is_needed(tmp_path):
+    """Before anything is downloaded or collected."""
+    variables = {"MUJOCO_GL": "disable"}
+    run = run_script("--env-id", "visual-cube-single", "--dataset-dir", tmp_path / "data", variables=variables)
+    (line,) = run.stderr.strip().splitlines()
+    assert (run.returncode, "images need EGL" in line, (tmp_path / "data").exists()) == (2, True, False)

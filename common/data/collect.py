@@ -15,8 +15,9 @@ from importlib import metadata
 
 from common import command_line, minari_envs, mujoco_versions
 from common.data import experts, hands, recipes
-from common.data.episodes import Episode, collect_episodes
+from common.data.episodes import STEPS_A_SECOND, Episode, collect_episodes
 from common.env_ids import EnvSpec, resolve
+from common.envs import try_to_render
 from common.errors import UserError, exit_in_one_line, expanded
 from common.files import check_folder, found, found_or_made, sha256, write_whole
 
@@ -24,6 +25,7 @@ import numpy as np
 
 SHARD_EPISODES = 1000
 BYTES_A_STEP = 400  # at most, compressed; of eight cubes twice as many
+BYTES_A_FRAME = 3000  # of 64 x 64 pixels, likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,11 @@ def official_size(spec: EnvSpec) -> Size:
         return Size(5000, 201)
     if spec.dataset_type == "explore":
         return Size(10_000, 501)
-    if spec.env_name in ("pointmaze-giant", "antmaze-giant"):
+    if spec.world in ("pointmaze-giant", "antmaze-giant"):
         return Size(500, 2001)
-    if spec.env_name in ("cube-triple", "puzzle-4x5"):
+    if spec.world in ("cube-triple", "puzzle-4x5"):
         return Size(3000, 1001)
-    if spec.env_name in ("cube-quadruple", "puzzle-4x6"):
+    if spec.world in ("cube-quadruple", "puzzle-4x6"):
         return Size(5000, 1001)
     return Size(1000, 1001)
 
@@ -76,7 +78,7 @@ def official_size(spec: EnvSpec) -> Size:
 def is_collectable(spec: EnvSpec) -> bool:
     """Whether there is somebody to act: ogbench's scripted oracles, the trained ant, a trained hand."""
     prefixes = ("cube", "scene", "puzzle", "pointmaze", "antmaze")
-    return (spec.suite == "ogbench" and spec.env_name.startswith(prefixes)) or hands.is_collectable(spec)
+    return (spec.suite == "ogbench" and spec.world.startswith(prefixes)) or hands.is_collectable(spec)
 
 
 def check_collectable(spec: EnvSpec) -> None:
@@ -109,8 +111,10 @@ def collected_path(spec: EnvSpec, dataset_dir: pathlib.Path | None, episodes: in
 
 
 def episodes_of_shard(spec: EnvSpec) -> int:
-    """OGBench's have 1000 of 1000 steps."""
-    return SHARD_EPISODES * max(1000 // (official_size(spec).episode_steps - 1), 1)
+    """OGBench's have 1000 of 1000 steps; of images a tenth of that: they are held until there are so many."""
+    return (SHARD_EPISODES // 10 if spec.is_visual else SHARD_EPISODES) * max(
+        1000 // (official_size(spec).episode_steps - 1), 1
+    )
 
 
 def files_of(spec: EnvSpec, path: pathlib.Path, episodes: int | None) -> dict[pathlib.Path, range]:
@@ -201,7 +205,10 @@ def _make_files(
         "oracle": describe_oracle(spec),
         "versions": {name: metadata.version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy")},
     }
-    bytes_a_step = BYTES_A_STEP * (2 if spec.env_name == "cube-octuple" else 1)
+    bytes_a_step, steps_a_second = BYTES_A_STEP * (2 if spec.env_name == "cube-octuple" else 1), STEPS_A_SECOND
+    if spec.is_visual:  # seen to draw before anything is collected
+        provenance["renderer"], steps_a_second = try_to_render(spec)
+        bytes_a_step += BYTES_A_FRAME
     of_file = val_episodes // len(files)
     for number, (file, indices) in enumerate(files.items()):
         first_val = total + number * of_file
@@ -222,6 +229,7 @@ def _make_files(
             workers=workers,
             path=file,
             hint=hint,
+            steps_a_second=steps_a_second,
         )
         # Last the one that is looked for.
         for name, split in ((validation_path(file), collected[len(indices) :]), (file, collected[: len(indices)])):
@@ -234,7 +242,7 @@ def _make_files(
 
 def describe_oracle(spec: EnvSpec) -> str:
     """Who acted, for the provenance of a data set."""
-    if spec.env_name.startswith("antmaze"):
+    if spec.world.startswith("antmaze"):
         return f"trained ant ({experts.describe('ant')}), directed by the ogbench package's oracle"
     return "scripted oracles of the ogbench package"
 

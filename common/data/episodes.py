@@ -28,6 +28,7 @@ def collect_episodes(
     workers: int | None,
     path: pathlib.Path,
     hint: str,
+    steps_a_second: float = STEPS_A_SECOND,
 ) -> list[Episode]:
     """Collect episodes in worker processes, in order; episode i is the same whoever collects it.
 
@@ -40,6 +41,7 @@ def collect_episodes(
         workers: processes; one for each core if None.
         path: where they are to be written, for people.
         hint: what they are, and how to have fewer.
+        steps_a_second: of one core, for announcing how long it will take.
 
     Raises:
         UserError: a number below one; a process died, or none can be started.
@@ -51,7 +53,7 @@ def collect_episodes(
     check_locks("make room there")
     workers, steps, start = min(workers, total), total * episode_steps, time.monotonic()
     processes = "1 process" if workers == 1 else f"{workers} processes"
-    duration = _duration(steps / (workers * STEPS_A_SECOND))
+    duration = _duration(steps / (workers * steps_a_second))
     size = f"{total} episodes of {episode_steps} steps with {processes}, about {duration}"
     print(f"collecting {path}: {size} ({hint})", flush=True)
     with tqdm.tqdm(
@@ -67,6 +69,8 @@ def collect_episodes(
 
 
 def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.0f} hours"
     return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 

@@ -50,7 +50,8 @@ def record(
         before = {"qpos": "prev_qpos", "qvel": "prev_qvel", "button_states": "prev_button_states"}
         rows.append(row | {key: info[name] for key, name in before.items() if name in info})
         observation = next_observation
-    return {key: np.asarray([row[key] for row in rows], DTYPES.get(key, np.float32)) for key in rows[0]}
+    dtypes = DTYPES | ({"observations": np.uint8} if observation.dtype == np.uint8 else {})
+    return {key: np.asarray([row[key] for row in rows], dtypes.get(key, np.float32)) for key in rows[0]}
 
 
 def manipulation(
@@ -78,11 +79,11 @@ def manipulation(
         visualize_info=False,  # colours only
     )
     oracles, noisy = _oracles(spec, env), spec.dataset_type == "noisy"
-    p_random_action = (0.2 if spec.env_name.startswith("puzzle") else 0.1) if noisy else 0.0
+    p_random_action = (0.2 if spec.world.startswith("puzzle") else 0.1) if noisy else 0.0
 
     def collect_episode() -> Episode:
         observation, info = env.reset(seed=np.random.randint(2**31))
-        p_stack = np.random.uniform(*P_STACK_BOUNDS.get(spec.env_name, (0.5, 0.5)))
+        p_stack = np.random.uniform(*P_STACK_BOUNDS.get(spec.world, (0.5, 0.5)))
         xi = np.random.uniform(0, 0.1)  # noise scale of 'noisy'
         oracle = oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
@@ -111,17 +112,17 @@ def manipulation(
             if not ((y >= 0.29) | ((y <= -0.3) & outside_drawer)).any():
                 return episode
 
-    return collect_healthy_episode if spec.env_name == "scene" else collect_episode
+    return collect_healthy_episode if spec.world == "scene" else collect_episode
 
 
 def _oracles(spec: EnvSpec, env: gymnasium.Env) -> dict[str, Any]:
     """The ogbench package's, one for each kind of subtask: closed-loop ones for 'noisy', planners for 'play'."""
     settings: dict[str, dict[str, Any]] = {"cube": {}, "button": {}, "drawer": {}, "window": {}}
-    if spec.env_name.startswith("puzzle"):
+    if spec.world.startswith("puzzle"):
         settings["button"] = {"gripper_always_closed": True}
     if spec.dataset_type == "noisy":
         kind, of_all = "markov", {"min_norm": 0.4}
-        settings["cube"] = {"max_step": 100 if spec.env_name == "scene" else 200}
+        settings["cube"] = {"max_step": 100 if spec.world == "scene" else 200}
     else:
         kind, of_all = "plan", {"noise": 0.1, "noise_smoothing": 0.5}
     oracles = {}
@@ -150,7 +151,7 @@ def maze(spec: EnvSpec, episode_steps: int, *, at_goal: Callable[[], None] = lam
     env = make_env(f"{spec.env_name}-v0", terminate_at_goal=False, max_episode_steps=episode_steps)
     maze = env.unwrapped
     cells, goal_cells = _cells(maze.maze_map == 0)
-    ant = load_ant() if spec.env_name.startswith("antmaze") else None
+    ant = load_ant() if spec.world.startswith("antmaze") else None
     noise = 0.5 if ant is None else 1.0 if spec.dataset_type == "explore" else 0.2
 
     def draw_goal(start: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from common import actions, minari_envs, mujoco_versions
 from common.arguments import RunArgs
 from common.data import collect, d4rl_hdf5, minari_sets, ogbench_npz, own_npz, shards
 from common.env_ids import HDF5_SUFFIXES, EnvSpec
-from common.envs import make_evaluation_env, try_out
+from common.envs import make_evaluation_env, try_out, try_to_render
 from common.errors import UserError, describe_os_error, expanded
 from common.files import found, found_or_made, write_whole
 from common.replay import Dataset
@@ -41,13 +41,15 @@ def load(spec: EnvSpec, args: RunArgs) -> tuple[Dataset, Provenance]:
             Of a folder of shards `num_shards` are taken, which `data_memory` may leave on the disk.
 
     Returns:
-        The data set (NumPy arrays, float32) and where it came from.
+        The data set (NumPy arrays, float32, images uint8) and where it came from.
 
     Raises:
         UserError: the file is missing, damaged or not this environment's; nothing could be downloaded or collected.
     """
     if args.own_rewards and spec.suite != "ogbench":
         raise UserError(f"--own-rewards is for OGBench's environments, not for {spec.name}")
+    if spec.is_visual:
+        try_to_render(spec)  # or its policies could not be evaluated
     if args.dataset_path is None:
         _check_shards(args, may_be=spec.size != "" or args.data_source == "collect")
         path = locate(spec, args)

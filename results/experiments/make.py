@@ -12,6 +12,7 @@ import basics
 import candidates
 import mechanism
 import physics
+import pixels
 import plot
 import speed
 import table
@@ -56,6 +57,7 @@ def main(args: MakeArgs) -> None:
         speed.render(file.with_suffix(""))
     accelerator.render(args.folder / "gpu")
     physics.render(args.folder / "physics")
+    pixels.render(args.folder / "pixels")
 
 
 if __name__ == "__main__":
