@@ -496,6 +496,7 @@ first, _ = env.reset(seed=0)
 second = env.step(np.full(5, 0.5, np.float32))[0]
 np.testing.assert_array_equal(second[..., :6], first[..., :6])
 assert (second[..., 6:] != first[..., 6:]).any()
+env.close()
 """
 
 

@@ -186,10 +186,11 @@ def render(folder: pathlib.Path) -> None:
 
 
 def main(args: PixelArgs) -> None:
-    """Learn, then draw."""
+    """Learn, then draw, once all of them are there."""
     for which in args.only:
         measure(which, args)
-    render(args.out)
+    if all((args.out / f"{which}.csv").is_file() for which in ALL):
+        render(args.out)
 
 
 if __name__ == "__main__":
