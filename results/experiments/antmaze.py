@@ -70,7 +70,7 @@ def measure(args: AntmazeArgs) -> None:
     counts, goals = goals_reached(spec, args.expert_episodes), []
     for task in TASKS:
         task_spec = dataclasses.replace(spec, task=task)
-        dataset = ogbench_npz.read(task_spec, args.data)
+        dataset, _ = ogbench_npz.read(task_spec, args.data)
         at_goal = int((dataset.masks[dataset.transitions] == 0).sum())
         env = make_env(task_spec.gym_id)
         env.reset()
