@@ -7,13 +7,15 @@ import stat
 import antmaze
 import drol
 import fql
+import loading
 import make
 import physics
+import pixels
 import plot
 import speed
 import sweep
 import table
-from common.data import collect
+from common.data import collect, d4rl_check
 
 import pytest
 import tyro
@@ -29,9 +31,12 @@ PROGRAMS = {
     "drol.py": drol.Args,
     "fql.py": fql.Args,
     "common.data.collect": collect.Args,
+    "common.data.d4rl_check": d4rl_check.Args,
     "results/plot.py": plot.PlotArgs,
     "results/table.py": table.TableArgs,
+    "results/experiments/loading.py": loading.LoadingArgs,
     "results/experiments/physics.py": physics.PhysicsArgs,
+    "results/experiments/pixels.py": pixels.PixelArgs,
     "results/experiments/speed.py": speed.SpeedArgs,
     "results/experiments/make.py": make.MakeArgs,
     "results/experiments/antmaze.py": antmaze.AntmazeArgs,

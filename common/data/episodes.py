@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 Episode = dict[str, np.ndarray]
-STEPS_A_SECOND = 450  # of one core, for announcing how long a collection will take
+STEPS_A_SECOND = 450.0  # of one core, for announcing how long a collection will take
 
 
 def collect_episodes(
