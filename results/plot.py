@@ -84,9 +84,12 @@ def styles(names: set[str]) -> dict[str, Style]:
 
 
 def confidence_interval(values: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Student's 95 % interval of the mean over seeds (rows), of what is possible; not a number for a single seed."""
+    """Student's 95 % interval of the mean over seeds (rows), of what is possible; not a number for two and fewer.
+
+    Of two seeds it is 13 times as wide as they are apart, and would hide everything else.
+    """
     n = len(values)
-    if n < 2:
+    if n < 3:
         return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * scipy.stats.sem(values, axis=0)
     low, high = (0, 100) if metric == "evaluation/success" else (-np.inf, np.inf)
@@ -372,7 +375,7 @@ def caption_of(comparison: Comparison, x: str) -> list[str]:
     """What the figure shows, on what data, and what it does not show."""
     data = "; ".join(sorted({run.data for run in comparison.runs}))
     lines = [
-        "Thick lines and bars: mean over seeds; dots: seeds. Bands and whiskers: 95 % interval (Student's t over "
+        "Thick lines and bars: mean over seeds; dots: seeds. Bands and whiskers, of three and more: 95 % interval (Student's t over "
         "seeds; stratified bootstrap over seeds for interquartile means and performance profiles). Headline score: "
         "mean of the last three evaluations (D4RL: the last).",
         f"Data: {data}.",

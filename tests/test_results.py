@@ -409,7 +409,8 @@ def test_single_seeds_have_no_interval_and_several_tasks_have_statistics(tmp_pat
     figure = plot.draw(runs.read([tmp_path]), "updates")
     titles = {axes.get_title() for axes in figure.axes}
     assert {"cube-single", "scene", "interquartile mean", "profile of scores"} <= titles
-    assert np.isnan(plot.confidence_interval(np.array([[1.0, 2.0]]), "evaluation/return")).all()
+    for few in ([[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]):
+        assert np.isnan(plot.confidence_interval(np.array(few), "evaluation/return")).all()
 
 
 # Statistics
@@ -419,7 +420,7 @@ def test_the_interval_over_seeds_is_students():
     low, high = plot.confidence_interval(np.array([[1.0], [2.0], [3.0]]), "evaluation/return")
     half = 4.302653 * 1 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, deviation 1
     np.testing.assert_allclose([low[0], high[0]], [2 - half, 2 + half], rtol=1e-6)
-    low, high = plot.confidence_interval(np.array([[1.0], [99.0]]), "evaluation/success")
+    low, high = plot.confidence_interval(np.array([[1.0], [50.0], [99.0]]), "evaluation/success")
     assert (low[0], high[0]) == (0, 100)  # nothing beyond is possible
 
 
