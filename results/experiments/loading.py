@@ -147,8 +147,8 @@ def minari_set(path: pathlib.Path, rows: int) -> pathlib.Path:
             env.step(env.action_space.sample())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        env.create_dataset("x/y-v0")
-    folder = path / "x" / "y-v0"
+        env.create_dataset("loading/cheetah-v0")
+    folder = path / "loading" / "cheetah-v0"
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         for number in range(EPISODES, rows // STEPS):
             file.copy(f"episode_{number % EPISODES}", f"episode_{number}")
@@ -178,7 +178,7 @@ def forms() -> dict[str, tuple[str, Callable[[pathlib.Path, int], pathlib.Path]]
         "shards, plain": ("cube-single", lambda path, rows: shards(cube, False, path, rows)),
         "shards, compressed": ("cube-single", lambda path, rows: shards(cube, True, path, rows)),
         "D4RL's HDF5": ("d4rl-antmaze-medium-play", lambda path, rows: hdf5(ant, path, rows)),
-        "Minari": ("x/y-v0", minari_set),
+        "Minari": ("loading/cheetah-v0", minari_set),
     }
 
 
