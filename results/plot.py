@@ -375,9 +375,9 @@ def caption_of(comparison: Comparison, x: str) -> list[str]:
     """What the figure shows, on what data, and what it does not show."""
     data = "; ".join(sorted({run.data for run in comparison.runs}))
     lines = [
-        "Thick lines and bars: mean over seeds; dots: seeds. Bands and whiskers, of three seeds and more: 95 % interval "
-        "(Student's t over seeds; stratified bootstrap over seeds for interquartile means and performance profiles). "
-        "Headline score: mean of the last three evaluations (D4RL: the last).",
+        "Thick lines and bars: mean over seeds; dots: seeds. Bands and whiskers, of three seeds and more: 95 % "
+        "interval (Student's t over seeds; stratified bootstrap over seeds for interquartile means and performance "
+        "profiles). Headline score: mean of the last three evaluations (D4RL: the last).",
         f"Data: {data}.",
     ]
     common = common_tasks(comparison)

@@ -55,8 +55,8 @@ def main(args: MakeArgs) -> None:
     table.main(table.TableArgs((cube / "all-tasks",), cube / "table"))
     toy.render(args.folder / "toy")
     mechanism.render(args.folder / "mechanism")
-    for file in (args.folder / "speed").glob("*.csv"):
-        speed.render(file.with_suffix(""))
+    for name in ("speed", "small"):
+        speed.render(args.folder / "speed" / name)
     accelerator.render(args.folder / "gpu")
     physics.render(args.folder / "physics")
     pixels.render(args.folder / "pixels")
