@@ -13,10 +13,12 @@ import accelerator
 import antmaze
 import basics
 import candidates
+import families
 import fetch
 import make
 import mechanism
 import physics
+import pixels
 import plot
 import published
 import runs
@@ -607,7 +609,7 @@ def test_every_committed_figure_and_table_is_made(committed, monkeypatch):
         monkeypatch.setattr(module, "main", lambda args: made.add(args.out))
     monkeypatch.setattr(candidates, "main", lambda args: made.add(args.folder / "candidates"))
     monkeypatch.setattr(antmaze, "render", lambda folder, name: made.add(folder / name))
-    for module in (accelerator, mechanism, physics, speed, toy):
+    for module in (accelerator, families, mechanism, physics, pixels, speed, toy):
         monkeypatch.setattr(module, "render", lambda path: drawn.add(path))
     make.main(make.MakeArgs())
     for file in (REPOSITORY / file for file in made_of(committed)):
