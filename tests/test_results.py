@@ -17,6 +17,7 @@ import fetch
 import make
 import mechanism
 import physics
+import pixels
 import plot
 import published
 import runs
@@ -607,7 +608,7 @@ def test_every_committed_figure_and_table_is_made(committed, monkeypatch):
         monkeypatch.setattr(module, "main", lambda args: made.add(args.out))
     monkeypatch.setattr(candidates, "main", lambda args: made.add(args.folder / "candidates"))
     monkeypatch.setattr(antmaze, "render", lambda folder, name: made.add(folder / name))
-    for module in (accelerator, mechanism, physics, speed, toy):
+    for module in (accelerator, mechanism, physics, pixels, speed, toy):
         monkeypatch.setattr(module, "render", lambda path: drawn.add(path))
     make.main(make.MakeArgs())
     for file in (REPOSITORY / file for file in made_of(committed)):
