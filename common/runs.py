@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from common import algorithms, compiled, machine, mujoco_versions
-from common.arguments import Published, RunArgs, check_alone, complete, flag, for_resuming
+from common.arguments import Published, RunArgs, check_alone, complete, flag, given, for_resuming
 from common.checkpoints import DAMAGE
 from common.data import sources
 from common.env_ids import EnvSpec, resolve
@@ -340,9 +340,10 @@ def _check(args: RunArgs, algorithm: str) -> None:
 def _of_last_frames(args: RunArgs, dataset: Dataset) -> Dataset:
     """As many frames an observation as arguments say. Raises `UserError` if they are about images and it has none."""
     if dataset.firsts is None:
-        for name in ("frame_stack", "p_aug"):
-            if getattr(args, name) is not None:
-                raise UserError(f"{flag(name)} {getattr(args, name)} is of images, and observations are vectors here")
+        for name in ("frame_stack", "p_aug", "encoder_sizes"):
+            if name in given(args):
+                value = " ".join(map(str, np.ravel(getattr(args, name))))
+                raise UserError(f"{flag(name)} {value} is of images, and observations are vectors here")
         return dataset
     return dataclasses.replace(dataset, frame_stack=args.frame_stack or 1)
 

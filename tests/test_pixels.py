@@ -448,8 +448,9 @@ def test_what_goes_with_images_alone_or_not_with_them_is_refused(pictures, tmp_p
     assert "--p-aug" in refusal("--env-id", PIXELS, *file, "--p-aug", 1.5)
     pixels.collect("pixels:Point-v0", 2, tmp_path / "states.npz")
     of_states = ["--env-id", "pixels:Point-v0", "--dataset-path", tmp_path / "states.npz", "--offline-steps", 2]
-    line = refusal(*of_states, "--run-dir", tmp_path / "run", "--frame-stack", 3)
-    assert line == "error: --frame-stack 3 is of images, and observations are vectors here"
+    for option in ("--frame-stack 3", "--encoder-sizes 8 64"):
+        line = refusal(*of_states, "--run-dir", tmp_path / "run", *option.split())
+        assert line == f"error: {option} is of images, and observations are vectors here"
 
 
 def test_published_settings_of_visual_tasks():

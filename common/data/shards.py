@@ -129,7 +129,9 @@ def _num_bytes(paths: list[pathlib.Path]) -> int:
     for path in paths:
         with npz.opened(path) as file:
             headers = [file.headers.get(name) for name in ("observations", "actions")]
-            total += sum(4 * math.prod(header.shape) + 6 * header.shape[0] for header in headers if header)
+            for header in filter(None, headers):
+                of_number = 1 if header.dtype == np.uint8 else 4  # images stay bytes, all else becomes float32
+                total += of_number * math.prod(header.shape) + 6 * header.shape[0]
     return total
 
 
