@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from common import algorithms, compiled, machine, mujoco_versions
-from common.arguments import Published, RunArgs, check_alone, complete, flag, given, for_resuming
+from common.arguments import Published, RunArgs, check_alone, complete, flag, for_resuming, given
 from common.checkpoints import DAMAGE
 from common.data import sources
 from common.env_ids import EnvSpec, resolve
