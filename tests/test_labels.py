@@ -126,9 +126,9 @@ def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
     """One that all scripts have, and one of a script."""
     copy = copy_repository(tmp_path / "repository")
     field = '    {}: Weight = 0.0\n    """A new argument."""\n'
-    online = "    # Fine-tuning online\n"
+    online = "    # Online fine-tuning\n"
     edit(copy / "common" / "arguments.py", online, online + field.format("weight_decay"))
-    own = "    # The algorithm's own\n"
+    own = "    # FQL\n"
     edit(copy / "fql.py", own, own + field.format("momentum"))
     (copy / "added.py").write_text(ADDED)
     for script, named in json.loads(answer(copy, tmp_path / "runs", script="added.py")).items():

@@ -130,7 +130,7 @@ def third_algorithm() -> str:
             start = re.search(r"^(?!#|$)", text, re.MULTILINE).start()  # a heading above it stays
             assert source.count(text[start:]) == 1
             source = source.replace(text[start:], (PIECES[name] or "").strip("\n"))
-    own = re.compile(r"(    # The algorithm's own\n).*?\n\n\n", re.DOTALL)
+    own = re.compile(r"(    # FQL\n).*?\n\n\n", re.DOTALL)
     source = own.sub(rf"\1{OWN_ARGUMENTS}\n\n", source, count=1)
     source = re.sub(r"\n{4,}", "\n\n\n", source)
     return re.sub('""".*?"""', '"""TD3+BC."""', source, count=1, flags=re.DOTALL)
