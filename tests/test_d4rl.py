@@ -164,6 +164,14 @@ def test_wrong_timeouts_of_v0_are_refused(tmp_path):
         resolve("antmaze-umaze-v0", path)
 
 
+def test_trajectories_of_ones_own_may_end_at_the_goal_without_a_timeout(tmp_path):
+    arrays = made_up("antmaze-umaze")
+    arrays["terminals"], arrays["timeouts"] = arrays["timeouts"], np.zeros_like(arrays["timeouts"])
+    check_equal(
+        read("antmaze-umaze", write(tmp_path / "x.hdf5", arrays)), as_in_the_papers(arrays, "antmaze-umaze", 700)
+    )
+
+
 def test_actions_beyond_their_bounds_are_clipped_as_in_the_papers(tmp_path, capsys):
     arrays = made_up("pen-cloned")
     arrays["actions"] *= 1.5

@@ -116,7 +116,7 @@ def read(spec: EnvSpec, path: pathlib.Path) -> tuple[Dataset, str]:
     cuts = columns.pop("timeouts") != 0 if has_timeouts else _counted_timeouts(done, horizon)
     cuts[-1:] = True  # what came after it is not in the file
     if is_antmaze:
-        _check_steps(path, columns["observations"][:, :2], cuts)
+        _check_steps(path, columns["observations"][:, :2], cuts | done)  # whose successor is never looked at
     return lay_out(path, columns, starts=~cuts, ends=cuts), sha256(path)
 
 
