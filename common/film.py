@@ -24,6 +24,7 @@ import tqdm
 from gymnasium.vector import AutoresetMode
 
 MOST_A_SECOND, MOST_AN_EPISODE = 25, 250  # frames: rendered in software, one takes a fifth of a second
+MOST_AT_ONCE = 4  # episodes: the process of each takes 0.8 GB
 
 
 def film(
@@ -120,7 +121,7 @@ class _Camera:
             os.environ.setdefault("MUJOCO_GL", "egl")  # needs no display
         gymnasium.logger.min_level = gymnasium.logger.ERROR + 1  # it would print what becomes one line here
         check_locks("make room there")
-        self._at_once = min(available_cores(), episodes)
+        self._at_once = min(available_cores(), episodes, MOST_AT_ONCE)
         with starting_workers():
             self._envs = Workers([make] * self._at_once, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         self.close = self._envs.close
