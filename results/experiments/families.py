@@ -53,7 +53,8 @@ def render(folder: pathlib.Path) -> None:
     header = ["task", "method", "seed", "updates", "last evaluations (%)", "bc_loss", "Q", "ms an update"]
     rows = [row_of(run) for run in comparison.runs]
     table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
-    text = f"{comparison.title}; bc_loss and Q: means over the last {LAST:,} updates; ms: median, with other work beside.\n\n{table}\n"
+    said = f"bc_loss and Q: means over the last {LAST:,} updates; ms: median, with other work beside."
+    text = f"{comparison.title}; {said}\n\n{table}\n"
     write_whole(folder / "table.md", lambda file: file.write_text(text, encoding="utf-8"))
 
 
