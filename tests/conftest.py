@@ -19,6 +19,7 @@ import numpy as np
 import odd_envs
 import optax  # noqa: F401
 import pytest
+from jax.interpreters import mlir
 from jaxtyping import install_import_hook
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -57,6 +58,14 @@ print(folder, *(f"--{{o}}={{v}}" for o, v in machine.known_options({QUICK}).item
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 jax.config.update("jax_num_cpu_devices", 2)  # for seeds to be spread over; one alone takes the first
+
+# JAX's own rounds of random bits compile faster than ours; the bits are the same (test_threefry.py).
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mlir, "register_lowering", lambda *_, **__: None)
+    from common import threefry  # noqa: F401
+
+# Before the hook, too: 100,000 calls go through the syntax trees of all modules.
+from common import algorithms  # noqa: E402, F401
 
 install_import_hook(["drol", "fql", "common"], "beartype.beartype")
 

@@ -463,7 +463,7 @@ def test_the_simulator_is_compared_with_a_files(name, lag, tmp_path, capsys):
 )
 def test_training_evaluation_and_moving_the_data(name, script, tmp_path, here, monkeypatch):
     data, path = write(tmp_path / "mine.hdf5", made_up(name)), tmp_path / "run"
-    sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
+    sizes = ("--hidden-sizes", 8, "--batch-size", 8, "--eval-episodes", 1, "--eval-workers", 1)
     steps = ("--offline-steps", 100, "--log-interval", 50)
     words = ("--env-id", name, "--dataset-path", data, *sizes, *steps, "--run-dir", path)
     result = here(*words, script=script)

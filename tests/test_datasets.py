@@ -341,7 +341,7 @@ def test_what_a_device_has_a_copy_of_leaves_the_host(pointmaze_file, here, after
 
     monkeypatch.setattr(sources, "load", load_out_of_line)
     after_update(50, lambda: left.append((gc.collect(), [each() is None for each in host])[1]))
-    sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
+    sizes = ("--hidden-sizes", 8, "--batch-size", 8, "--eval-episodes", 1, "--eval-workers", 1)
     steps = ("--offline-steps", 50, "--log-interval", 50, "--dataset-path", pointmaze_file)
     result = here("--env-id", "pointmaze-medium", *sizes, *steps, "--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr

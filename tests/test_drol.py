@@ -28,6 +28,8 @@ from toys import (
     train,
 )
 
+sample_latents = jax.jit(drol.sample_latents, static_argnums=1)
+
 
 @pytest.mark.parametrize("k", [1, 5, 16])
 def test_winner_alone_gives_the_gradient_of_all_candidates(k):
@@ -56,7 +58,8 @@ def test_divergence_gives_the_distance_of_all_pairs(k):
     """The published metric, sqrt(mean over batch and pairs i != j of ||c_i - c_j||^2 / d), without its K^2 pairs."""
     args = make_args(drol, num_candidates=k)
     state, batch, noise = make_inputs(drol, args)
-    divergence = float(drol.actor_loss(args, state.params, batch, noise)[1]["actor/divergence"])
+    _, metrics = jax.jit(functools.partial(drol.actor_loss, args))(state.params, batch, noise)
+    divergence = float(metrics["actor/divergence"])
     inputs = np.concatenate([np.repeat(np.asarray(batch.observations)[:, None], k, 1), noise.latents], axis=-1)
     candidates = np.clip(reference.forward(to_numpy(state.params.actor), inputs.astype(np.float64))[0], -1, 1)
     pairs = [(i, j) for i in range(k) for j in range(k) if i != j]
@@ -72,9 +75,10 @@ def test_inference_takes_the_best_of_several(top_k, q_agg):
     args = make_args(drol, inference_num_samples=8, inference_density_top_k=top_k, inference_q_agg=q_agg)
     state, batch, _ = make_inputs(drol, args)
     actor, critics = to_numpy(state.params.actor), [to_numpy(state.params.critic, i) for i in range(2)]
+    act = jax.jit(functools.partial(drol.sample_action, args))
     for i, observation in enumerate(np.asarray(batch.observations, np.float64)):
         key = jax.random.key(i)
-        latents = np.asarray(drol.sample_latents(key, (8, ACTION_DIM)), np.float64)
+        latents = np.asarray(sample_latents(key, (8, ACTION_DIM)), np.float64)
         rows = np.concatenate([np.repeat(observation[None], 8, 0), latents], -1)
         candidates = np.clip(reference.forward(actor, rows)[0], -1, 1)
         if top_k is not None:
@@ -82,17 +86,17 @@ def test_inference_takes_the_best_of_several(top_k, q_agg):
             candidates = candidates[np.argsort(others)[:top_k]]
         q, _ = reference.q_values(critics, np.repeat(observation[None], len(candidates), 0), candidates)
         expected = candidates[(q.mean(0) if q_agg != "min" else q.min(0)).argmax()]
-        actual = drol.sample_action(args, state.params, batch.observations[i], key)
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(act(state.params, batch.observations[i], key), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_best_of_one_is_that_one():
     args = make_args(drol)
     state, batch, noise = make_inputs(drol, args)
-    plain = drol.sample_next_actions(args, state.params, state.target_critic, batch, noise)
+    plain = jax.jit(functools.partial(drol.sample_next_actions, args))(state.params, state.target_critic, batch, noise)
     of_one = dataclasses.replace(noise, next_latents=noise.next_latents[:, None])
-    general = drol.sample_next_actions(
-        dataclasses.replace(args, critic_num_candidates=2), state.params, state.target_critic, batch, of_one
+    best_of = dataclasses.replace(args, critic_num_candidates=2)
+    general = jax.jit(functools.partial(drol.sample_next_actions, best_of))(
+        state.params, state.target_critic, batch, of_one
     )
     np.testing.assert_allclose(plain, general, rtol=1e-6, atol=1e-7)
     assert noise.next_latents.shape == (args.batch_size, ACTION_DIM)  # the draws of a run without the option
@@ -114,14 +118,14 @@ def test_candidates_keep_both_modes_and_improvement_picks_the_better():
 
 @given(d=st.sampled_from([1, 2, 5, 21, 30]), seed=st.integers(0, 2**31 - 1))
 def test_latents_lie_in_the_ball(d, seed):
-    z = np.asarray(drol.sample_latents(jax.random.key(seed), (50, d)), np.float64)
+    z = np.asarray(sample_latents(jax.random.key(seed), (50, d)), np.float64)
     assert z.shape == (50, d)
     assert np.linalg.norm(z, axis=-1).max() <= np.sqrt(d) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 21])
 def test_latents_are_uniform_in_the_ball(d):
-    z = np.asarray(drol.sample_latents(jax.random.key(d), (4000, d)), np.float64)
+    z = np.asarray(sample_latents(jax.random.key(d), (4000, d)), np.float64)
     radius = np.linalg.norm(z, axis=-1) / np.sqrt(d)
     assert scipy.stats.kstest(radius**d, "uniform").pvalue > 0.01  # volume within a radius grows as r^d
     first = z[:, 0] / np.linalg.norm(z, axis=-1)  # of a uniform direction: (x + 1) / 2 is Beta((d-1)/2, (d-1)/2)

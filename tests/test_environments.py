@@ -200,7 +200,7 @@ def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_the
     policy.export(policy.Args(args.run_dir, tmp_path / "actor.npz"))
     actor = dict(np.load(tmp_path / "actor.npz"))
     exported = numpy_actor.act(actor, observations, actor["latents"])
-    learned = np.clip(jax.vmap(loaded.params.actor)(observations, actor["latents"]), -1, 1)
+    learned = np.clip(jax.jit(jax.vmap(loaded.params.actor.__call__))(observations, actor["latents"]), -1, 1)
     np.testing.assert_allclose(exported, -0.4 + 2.4 * (np.asarray(learned) + 1) / 2, atol=1e-5)
 
     odd(bounds=(-1, 2))

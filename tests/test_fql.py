@@ -1,5 +1,7 @@
 """What is FQL's own: the flow, its integration, and what the one-step actor learns from it."""
 
+import functools
+
 import fql
 
 import equinox as eqx
@@ -23,17 +25,17 @@ def test_euler_steps_follow_a_known_flow():
     z = jnp.linspace(-0.4, 0.4, 5)[:, None]
     s = jnp.zeros((5, 1))
     for steps in (1, 4, 10):
-        args = make_args(fql, flow_steps=steps)
+        flow_actions = jax.jit(functools.partial(fql.flow_actions, make_args(fql, flow_steps=steps)))
         # x' = 0.3: x(1) = z + 0.3, exactly
-        np.testing.assert_allclose(fql.flow_actions(args, affine_flow(0.0, 0.3, 0.0), s, z), z + 0.3, rtol=1e-5)
+        np.testing.assert_allclose(flow_actions(affine_flow(0.0, 0.3, 0.0), s, z), z + 0.3, rtol=1e-5)
         # x' = -x: each step multiplies by 1 - 1 / steps
-        decayed = fql.flow_actions(args, affine_flow(-1.0, 0.0, 0.0), s, z)
+        decayed = flow_actions(affine_flow(-1.0, 0.0, 0.0), s, z)
         np.testing.assert_allclose(decayed, z * (1 - 1 / steps) ** steps, atol=1e-6)
         # x' = t at t = 0, 1/steps, ..: x(1) = z + (steps - 1) / (2 steps). The last time is not 1.
         np.testing.assert_allclose(
-            fql.flow_actions(args, affine_flow(0.0, 0.0, 1.0), s, z), z + (steps - 1) / (2 * steps), atol=1e-6
+            flow_actions(affine_flow(0.0, 0.0, 1.0), s, z), z + (steps - 1) / (2 * steps), atol=1e-6
         )
-    np.testing.assert_array_equal(fql.flow_actions(args, affine_flow(0.0, 9.0, 0.0), s, z), 1)  # clipped, at the end
+    np.testing.assert_array_equal(flow_actions(affine_flow(0.0, 9.0, 0.0), s, z), 1)  # clipped, at the end
 
 
 @pytest.mark.slow(9)

@@ -55,7 +55,8 @@ def test_watching_changes_no_update_and_sees_the_same_latents_on_both_sides():
 def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in_its_cell():
     args = make_args(drol, num_candidates=4)
     params, data = init(drol, args, 0).params, jax.device_put(random_dataset())
-    batch, latents = sample_batch(data, 32, jax.random.key(2)), drol.sample_latents(jax.random.key(3), (32, 4, 2))
+    batch = jax.jit(sample_batch, static_argnums=1)(data, 32, jax.random.key(2))
+    latents = jax.jit(drol.sample_latents, static_argnums=1)(jax.random.key(3), (32, 4, 2))
     step = jax.jit(jax.vmap(functools.partial(mechanism.improvement_step, args, params, distance=0.01)))
     before, after = map(np.asarray, step(batch, latents))
     rows = np.arange(32)
@@ -63,9 +64,9 @@ def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in
     free = np.abs(before[rows, winner]).max(axis=1) < 0.98  # not about to be clipped
     moved = np.linalg.norm(after - before, axis=-1)[rows, winner]
     np.testing.assert_allclose(moved[free], 0.01, rtol=0.1)
+    q_values = jax.jit(drol.q_values)
     q_before, q_after = (
-        np.asarray(drol.q_values(params.critic, batch.observations, jnp.asarray(c[rows, winner]))).min(axis=0)
-        for c in (before, after)
+        np.asarray(q_values(params.critic, batch.observations, c[rows, winner])).min(axis=0) for c in (before, after)
     )
     assert (q_after > q_before)[free].all()
     assert free.mean() > 0.5

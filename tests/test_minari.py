@@ -353,7 +353,7 @@ def train(here):
     """A hundred updates; returns what they are worth."""
 
     def train(env_id: str, path: pathlib.Path, episodes: int, workers: int, script: str = "drol.py"):
-        settings = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", episodes)
+        settings = ("--hidden-sizes", 8, "--batch-size", 8, "--eval-episodes", episodes)
         steps = ("--offline-steps", 100, "--log-interval", 50, "--eval-workers", workers)
         result = here("--env-id", env_id, *settings, *steps, "--run-dir", path, script=script)
         assert result.returncode == 0, result.stderr

@@ -170,7 +170,7 @@ def test_an_observation_that_the_environment_changes_in_place_is_kept(monkeypatc
     assert pairs == [(0, 1), (1, 2), (0, 1)]
 
 
-SMALL = ("--hidden-sizes", 16, 16, "--batch-size", 8, "--eval-workers", 1, "--eval-episodes", 1)
+SMALL = ("--hidden-sizes", 8, "--batch-size", 8, "--eval-workers", 1, "--eval-episodes", 1)
 ONLINE = ("--env-id", "pointmaze-medium", *SMALL, "--offline-steps", 100, "--online-steps", 400, "--log-interval", 100)
 
 

@@ -79,7 +79,7 @@ def test_the_encoder_and_its_gradient_equal_numpy(shape):
         assert_close([features], [expected], 1e-9)
         of_numpy = reference.encode_backward(to_numpy(encoder), tape, weights)
         assert_close(jax.tree.leaves(to_numpy(grads)), jax.tree.leaves(of_numpy), 1e-9)
-        np.testing.assert_allclose(encoder(x[1]), features[1], rtol=1e-9)  # one alone
+        np.testing.assert_allclose(jax.jit(lambda x: encoder(x))(x[1]), features[1], rtol=1e-9)  # one alone
         assert jax.tree.structure(encoder).num_leaves == 2 * (3 * 2 + 1)
 
 
@@ -88,6 +88,7 @@ def test_both_forms_of_a_convolution_are_the_same():
     kernel, x = encoder.stages[0].first.kernel, jnp.asarray(images(2, *IMAGE) / 255, jnp.float32)
     weights = jnp.asarray(np.random.default_rng(2).normal(size=(2, 8, 8, 3)), jnp.float32)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def gradients(convolve):
         return convolve(x, kernel), *jax.grad(lambda x, k: (convolve(x, k) * weights).sum(), (0, 1))(x, kernel)
 
@@ -122,7 +123,7 @@ def image_inputs(algorithm, args, dtype=np.float64):
         return jnp.asarray(leaf + 0.1 * rng.normal(size=leaf.shape), dtype)
 
     state = jax.tree.map(moved, dataclasses.replace(state, opt_state=()))
-    state = dataclasses.replace(state, opt_state=algorithm.optimizer(args).init(state.params))
+    state = dataclasses.replace(state, opt_state=jax.jit(algorithm.optimizer(args).init)(state.params))
     batch = algorithm.Batch(
         observations=jnp.asarray(images(b, *IMAGE)),
         actions=jnp.asarray(rng.uniform(-1, 1, size=(b, ACTION_DIM)), dtype),
@@ -130,8 +131,8 @@ def image_inputs(algorithm, args, dtype=np.float64):
         masks=jnp.asarray(np.arange(b) % 3 > 0, dtype),
         next_observations=jnp.asarray(images(b, *IMAGE, seed=1)),
     )
-    noise = jax.tree.map(lambda x: x.astype(dtype), algorithm.sample_noise(args, ACTION_DIM, jax.random.key(1)))
-    return state, batch, noise
+    noise = jax.jit(functools.partial(algorithm.sample_noise, args, ACTION_DIM))(jax.random.key(1))
+    return state, batch, jax.tree.map(lambda x: x.astype(dtype), noise)
 
 
 def every_time(network, seen, *others):
@@ -217,6 +218,11 @@ def test_an_update_from_images_equals_the_reference(algorithm):
 
 
 def test_the_best_of_several_actions_from_images():
+    @jax.jit
+    def candidates_and_q(actor, critic, often, latents):
+        candidates = jnp.clip(every_time(actor, often, latents), -1, 1)
+        return candidates, reference_q(critic, often, candidates)
+
     args = make_args(drol, critic_num_candidates=3, inference_num_samples=3, batch_size=4, encoder_sizes=SMALL)
     with double_precision():
         state, batch, noise = image_inputs(drol, args)
@@ -224,16 +230,18 @@ def test_the_best_of_several_actions_from_images():
             state.params, state.target_critic, batch, noise
         )
         often = jnp.repeat(batch.next_observations, 3, axis=0)
-        candidates = jnp.clip(every_time(state.params.actor, often, noise.next_latents.reshape(-1, ACTION_DIM)), -1, 1)
-        judged = reference_q(state.target_critic, often, candidates).min(0).reshape(-1, 3).argmax(1)
+        candidates, q = candidates_and_q(
+            state.params.actor, state.target_critic, often, noise.next_latents.reshape(-1, ACTION_DIM)
+        )
+        judged = q.min(0).reshape(-1, 3).argmax(1)
         assert_close([best], [candidates.reshape(-1, 3, ACTION_DIM)[np.arange(4), judged]], 1e-9)
         action = jax.jit(functools.partial(drol.sample_action, args))(
             state.params, batch.observations[0], jax.random.key(0)
         )
-        latents = drol.sample_latents(jax.random.key(0), (3, ACTION_DIM))
+        latents = jax.jit(drol.sample_latents, static_argnums=1)(jax.random.key(0), (3, ACTION_DIM))
         often = jnp.repeat(batch.observations[:1], 3, axis=0)
-        candidates = jnp.clip(every_time(state.params.actor, often, latents), -1, 1)
-        assert_close([action], [candidates[reference_q(state.params.critic, often, candidates).mean(0).argmax()]], 1e-9)
+        candidates, q = candidates_and_q(state.params.actor, state.params.critic, often, latents)
+        assert_close([action], [candidates[q.mean(0).argmax()]], 1e-9)
 
 
 @BOTH

@@ -64,7 +64,7 @@ def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
         ),
         dataclasses.replace(state, opt_state=()),
     )
-    state = dataclasses.replace(state, opt_state=algorithm.optimizer(args).init(state.params))
+    state = dataclasses.replace(state, opt_state=jax.jit(algorithm.optimizer(args).init)(state.params))
     b = args.batch_size
     batch = algorithm.Batch(
         observations=jnp.asarray(rng.normal(size=(b, OBSERVATION_DIM)), dtype),
@@ -73,8 +73,8 @@ def make_inputs(algorithm, args, seed: int = 0, dtype=np.float32):
         masks=jnp.asarray(np.arange(b) % 3 > 0, dtype),
         next_observations=jnp.asarray(rng.normal(size=(b, OBSERVATION_DIM)), dtype),
     )
-    noise = jax.tree.map(lambda x: x.astype(dtype), algorithm.sample_noise(args, ACTION_DIM, jax.random.key(seed + 1)))
-    return state, batch, noise
+    noise = jax.jit(functools.partial(algorithm.sample_noise, args, ACTION_DIM))(jax.random.key(seed + 1))
+    return state, batch, jax.tree.map(lambda x: x.astype(dtype), noise)
 
 
 def new_run(path, algorithm, args, origins, provenance=None, sizes=None, seeds_together=(0,)) -> RunDirectory:
@@ -157,7 +157,7 @@ def train(algorithm, args, dataset, num_updates, seed=0):
 
 def policy_actions(algorithm, state, n=400):
     sample = jax.vmap(functools.partial(algorithm.sample_action, algorithm.Args()), in_axes=(None, None, 0))
-    return np.asarray(sample(state.params, jnp.ones(1), jax.random.split(jax.random.key(9), n)))[:, 0]
+    return np.asarray(jax.jit(sample)(state.params, jnp.ones(1), jax.random.split(jax.random.key(9), n)))[:, 0]
 
 
 def largest(tree) -> float:
