@@ -36,6 +36,7 @@ def test_a_program_that_fails_is_a_fact_and_the_others_go_on(args):
     assert sorted(timed["all"])[2] == timed["ms"]
 
 
+@pytest.mark.slow(4)
 def test_a_real_program_its_facts_and_its_table(args):
     facts = accelerator.Facts(args.out)
     facts(device="a card", platform="cpu", jax="1.2", hidden_sizes=[8])

@@ -84,6 +84,7 @@ def test_canonical_and_short_names_resolve_to_themselves(name):
     st.sampled_from(["play", "noisy", "navigate", "stitch", "explore"]),
     st.integers(-1, 9),
 )
+@pytest.mark.slow(2)
 def test_only_existing_combinations_resolve(env_name, dataset_type, task):
     name = f"{env_name}-{dataset_type}-task{task}"
     if dataset_type in OGBENCH_DATASET_TYPES[env_name] and 1 <= task <= 5:
@@ -94,6 +95,7 @@ def test_only_existing_combinations_resolve(env_name, dataset_type, task):
             resolve(name)
 
 
+@pytest.mark.slow(2)
 @given(st.text(max_size=40))
 def test_any_other_text_is_an_error_in_one_line(text):
     try:

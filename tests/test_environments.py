@@ -171,6 +171,7 @@ def test_an_environment_that_raises_is_mended_and_the_run_goes_on(odd, tmp_path,
 BOUNDS = (-0.4, 2.0)
 
 
+@pytest.mark.slow(2)
 def test_other_action_bounds_are_learned_in_minus_one_to_one_and_acted_in_as_they_are(odd, tmp_path, capsys):
     """Data, evaluation, a loaded policy and an exported one."""
     odd(bounds=BOUNDS)
@@ -325,6 +326,7 @@ def test_a_film_is_written_without_a_warning_from_jax(film_it, tmp_path, capsys)
     assert capsys.readouterr().out == f"video: {tmp_path / 'film.mp4'}, 21 frames\n"
 
 
+@pytest.mark.slow(3)
 def test_episodes_are_filmed_at_once_and_shown_one_after_the_other(film_it, tmp_path, monkeypatch):
     """Every second step, and what each ends with; whatever the number of processes, which go on to the third."""
     spec, expected = resolve("odd_envs:Counting-v0"), []
@@ -339,6 +341,7 @@ def test_episodes_are_filmed_at_once_and_shown_one_after_the_other(film_it, tmp_
         assert iio.imread(tmp_path / "film.gif")[:, 0, 0, 0].tolist() == expected
 
 
+@pytest.mark.slow(2)
 def test_a_film_that_is_stopped_by_a_signal_to_all_processes_blames_nobody(film_it, tmp_path, capsys):
     """Its environment is gone first."""
     dying = []

@@ -182,6 +182,7 @@ def test_it_stops_when_asked_and_starts_again():
     evaluator.close()
 
 
+@pytest.mark.slow(2)
 def test_a_worker_that_dies_in_a_step_is_an_error_unless_all_of_us_are_to_stop():
     """As when SIGTERM goes to the whole process group, and reaches a worker first."""
     evaluator = Evaluator(POINTMAZE, episodes=2, seeds=[0], workers=2)
@@ -202,6 +203,7 @@ def test_a_worker_that_dies_in_a_step_is_an_error_unless_all_of_us_are_to_stop()
     evaluator.close()
 
 
+@pytest.mark.slow(2)
 def test_an_evaluation_in_the_background_keeps_its_step_and_ends_with_its_session(tmp_path):
     """Two evaluations: the first is waited for, the second is not."""
     go_on, logged = threading.Event(), []

@@ -104,6 +104,7 @@ def test_what_decides_what_is_learned_stays(train, refusal):
     assert (run / "config.json").read_bytes() == config
 
 
+@pytest.mark.slow(2)
 def test_an_older_run_has_no_changes(train):
     run = train("run", offline_steps=10)
     config = json.loads((run / "config.json").read_text())

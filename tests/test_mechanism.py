@@ -52,6 +52,7 @@ def test_watching_changes_no_update_and_sees_the_same_latents_on_both_sides():
     assert means["handed_off"] == 0
 
 
+@pytest.mark.slow(2)
 def test_an_improvement_step_takes_the_winner_uphill_whatever_the_data_action_in_its_cell():
     args = make_args(drol, num_candidates=4)
     params, data = init(drol, args, 0).params, jax.device_put(random_dataset())

@@ -394,6 +394,7 @@ def test_fql_trains_on_antmaze(train, tmp_path):
     assert row["evaluation/length"] == 60
 
 
+@pytest.mark.slow(4)
 def test_a_video_shows_the_first_episodes_or_says_in_one_line_why_not(folder, tmp_path):
     spec = resolve("toys/hopper/random-v0")
     evaluator = Evaluator(spec, 2, seeds=[0], workers=1, dataset_path=folder / spec.name)
