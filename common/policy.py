@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from common import algorithms, machine
+from common import algorithms, command_line, machine
 from common.actions import Bounds, from_unit
 from common.arguments import RunArgs
 from common.env_ids import EnvSpec
@@ -143,4 +143,4 @@ def export(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: export(tyro.cli(Args)))
+    exit_in_one_line(lambda: export(command_line.read(Args)))

@@ -15,10 +15,10 @@ import plot
 import speed
 import sweep
 import table
+from common import command_line
 from common.data import collect, d4rl_check
 
 import pytest
-import tyro
 from conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -63,7 +63,7 @@ def test_the_arguments_exist(line):
         args, passed_on = sweep.parse(words)
         assert sweep.grid(args, passed_on)
     else:
-        assert isinstance(tyro.cli(args_class, args=words), args_class)
+        assert isinstance(command_line.read(args_class, args=words), args_class)
 
 
 def test_both_first_commands_do_all_their_set_up():

@@ -32,11 +32,11 @@ import basics
 import drol
 import fql
 import speed
+from common import command_line
 from common.errors import exit_in_one_line
 from speed import Program
 
 import jax
-import tyro
 from tabulate import tabulate
 
 ROUNDS = 5  # timings of a program; the median counts, all are kept
@@ -264,4 +264,4 @@ def main(args: AcceleratorArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(AcceleratorArgs)))
+    exit_in_one_line(lambda: main(command_line.read(AcceleratorArgs)))

@@ -12,6 +12,7 @@ import pathlib
 
 import basics
 import figures
+from common import command_line
 from common.data import collect, ogbench_npz, recipes
 from common.env_ids import EnvSpec, resolve
 from common.envs import make_env
@@ -121,4 +122,4 @@ def main(args: AntmazeArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(AntmazeArgs)))
+    exit_in_one_line(lambda: main(command_line.read(AntmazeArgs)))

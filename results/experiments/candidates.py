@@ -15,6 +15,7 @@ from typing import Literal
 import basics
 import figures
 import runs
+from common import command_line
 from common.errors import UserError, exit_in_one_line
 from common.tables import read_table
 
@@ -140,4 +141,4 @@ def main(args: CandidateArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(CandidateArgs)))
+    exit_in_one_line(lambda: main(command_line.read(CandidateArgs)))

@@ -22,12 +22,12 @@ from typing import Any
 import basics
 import drol
 import fql
+from common import command_line
 from common.errors import UserError, exit_in_one_line
 from common.replay import Batch
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -266,4 +266,4 @@ def main(args: KernelArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(KernelArgs)))
+    exit_in_one_line(lambda: main(command_line.read(KernelArgs)))

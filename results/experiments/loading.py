@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import basics
+from common import command_line
 from common.data import recipes
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
@@ -30,7 +31,6 @@ import gymnasium
 import h5py
 import minari
 import numpy as np
-import tyro
 from tabulate import tabulate
 
 EPISODES, STEPS = 10, 1000
@@ -235,4 +235,4 @@ def main(args: LoadingArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(LoadingArgs)))
+    exit_in_one_line(lambda: main(command_line.read(LoadingArgs)))

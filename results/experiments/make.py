@@ -18,9 +18,8 @@ import plot
 import speed
 import table
 import toy
+from common import command_line
 from common.errors import exit_in_one_line
-
-import tyro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,4 +62,4 @@ def main(args: MakeArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(MakeArgs)))
+    exit_in_one_line(lambda: main(command_line.read(MakeArgs)))

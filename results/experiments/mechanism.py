@@ -15,6 +15,7 @@ import pathlib
 import basics
 import drol
 import figures
+from common import command_line
 from common.arguments import RunArgs
 from common.data import sources
 from common.env_ids import resolve
@@ -26,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from jaxtyping import Array, Float
 from scipy.spatial import Voronoi, voronoi_plot_2d
 
@@ -300,4 +300,4 @@ def main(args: MechanismArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(MechanismArgs)))
+    exit_in_one_line(lambda: main(command_line.read(MechanismArgs)))

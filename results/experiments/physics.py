@@ -22,7 +22,7 @@ from unittest import mock
 
 import basics
 from antmaze import goals_reached
-from common import minari_envs, mujoco_versions
+from common import command_line, minari_envs, mujoco_versions
 from common.data import hands, recipes
 from common.data.episodes import Episode
 from common.env_ids import EnvSpec, resolve
@@ -31,7 +31,6 @@ from common.errors import exit_in_one_line
 
 import mujoco
 import numpy as np
-import tyro
 from tabulate import tabulate
 
 PACKAGES = {  # what goes with each MuJoCo
@@ -373,4 +372,4 @@ def main(args: PhysicsArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(PhysicsArgs)))
+    exit_in_one_line(lambda: main(command_line.read(PhysicsArgs)))

@@ -18,13 +18,13 @@ import basics
 import drol
 import figures
 import fql
+from common import command_line
 from common.errors import exit_in_one_line
 from common.tables import read_table
 
 import gymnasium
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 SIZE = 16  # pixels, of the picture and of a side of the box
 STEPS = 50  # of an episode
@@ -194,4 +194,4 @@ def main(args: PixelArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(PixelArgs)))
+    exit_in_one_line(lambda: main(command_line.read(PixelArgs)))

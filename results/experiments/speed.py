@@ -36,7 +36,7 @@ import basics
 import drol
 import figures
 import fql
-from common import algorithms
+from common import algorithms, command_line
 from common.data import collect
 from common.env_ids import resolve
 from common.errors import exit_in_one_line
@@ -52,7 +52,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import tyro
 
 OBSERVATION_DIM, ACTION_DIM = 37, 5  # cube-double
 FLOOR, DISPATCH, REFERENCE = "matrix products alone", "one update a dispatch", "reference formulation"
@@ -579,4 +578,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(SpeedArgs)))
+    exit_in_one_line(lambda: main(command_line.read(SpeedArgs)))

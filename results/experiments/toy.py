@@ -16,6 +16,7 @@ import basics
 import drol
 import figures
 import fql
+from common import command_line
 from common.errors import exit_in_one_line
 from common.replay import Batch
 
@@ -24,7 +25,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float
 
 CENTRES = np.array([[0.6, 0.6], [0.6, -0.6], [-0.6, 0.6], [-0.6, -0.6]])  # of the modes; the first is the good one
@@ -203,4 +203,4 @@ def main(args: ToyArgs) -> None:
 
 
 if __name__ == "__main__":
-    exit_in_one_line(lambda: main(tyro.cli(ToyArgs)))
+    exit_in_one_line(lambda: main(command_line.read(ToyArgs)))
