@@ -84,7 +84,6 @@ def test_results_do_not_depend_on_how_episodes_are_spread():
     three, four = (evaluate(policy, seeds=[seed])[0] for seed in (3, 4))
     assert three["evaluation/success"] == four["evaluation/success"] == 60
     assert three["evaluation/length"] != four["evaluation/length"]
-    assert evaluate(policy, seeds=[3], workers=3) == [three]
     assert evaluate(policy, seeds=[4, 3], workers=3) == [four, three]
 
 
