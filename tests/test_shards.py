@@ -203,9 +203,10 @@ def test_maps_of_a_kill_are_removed_and_damaged_ones_named(folder):
         load(next(folder.glob("*.npz")), data_memory="disk")
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(8)
+@pytest.mark.usefixtures("short_episodes")
 def test_a_run_on_shards_goes_on_wherever_they_lie_and_is_tabulated(folder, here, after_update, tmp_path, capsys):
-    sizes = ("--hidden-sizes", 16, 16, "--batch-size", 32, "--eval-episodes", 1, "--eval-workers", 1)
+    sizes = ("--hidden-sizes", 8, "--batch-size", 8, "--eval-episodes", 1, "--eval-workers", 1)
     steps = ("--offline-steps", 100, "--log-interval", 50, "--save-minutes", 0, "--num-shards", 3)
     words = ("--env-id", "pointmaze-medium", "--dataset-path", folder, *sizes, *steps, "--run-dir")
     whole = here(*words, tmp_path / "whole")
