@@ -27,7 +27,7 @@ from common.tables import read_table
 
 import numpy as np
 import pytest
-from conftest import copy_repository, run_script
+from conftest import REPOSITORY, copy_repository, run_script
 from toys import CODE, write_run
 
 TOP_1, TOP_2 = "winner = distances.argmin(axis=1)", "winner = distances.argsort(axis=1)[:, 1]"  # an experiment
@@ -57,12 +57,15 @@ fingerprint = functools.cache(algorithms.fingerprint)  # of the same text the sa
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> pathlib.Path:
-    """A copy of the repository, committed; to be edited."""
-    return committed(tmp_path_factory.mktemp("copy") / "repository")
+    """What is edited below, committed, as if it were the whole repository."""
+    folder = tmp_path_factory.mktemp("copy")
+    (folder / "common").mkdir()
+    for name in ("drol.py", "fql.py", "common/seeds.py", "common/exploration.py"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    return committed(folder)
 
 
 def committed(folder: pathlib.Path) -> pathlib.Path:
-    copy_repository(folder)
     for words in (("init", "-q"), ("add", "drol.py", "fql.py", "common"), ("commit", "-q", "-m", "as it is")):
         git = ("git", "-c", "user.name=x", "-c", "user.email=x@y.z", "-c", "commit.gpgsign=false")
         subprocess.run([*git, *words], cwd=folder, check=True, capture_output=True)
@@ -134,7 +137,7 @@ print(json.dumps(answers))
 """
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(5)
 def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
     """One that all scripts have, and one of a script."""
     copy = copy_repository(tmp_path / "repository")
@@ -284,7 +287,7 @@ def gone_on(point_file, once) -> pathlib.Path:
     """
 
     def make(folder: pathlib.Path) -> None:
-        copy, path = committed(folder), folder / "runs" / "x"
+        copy, path = committed(copy_repository(folder)), folder / "runs" / "x"
         small = {"env_id": "odd_envs:Film-v0", "dataset_path": point_file, "hidden_sizes": (8,), "batch_size": 16}
         steps = {"offline_steps": 40, "eval_interval": 30, "log_interval": 20, "save_minutes": 99.0}
         with as_repository(copy):
@@ -300,7 +303,7 @@ def gone_on(point_file, once) -> pathlib.Path:
     return once("edited", make) / "runs" / "x"
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(12)
 def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     first, second = read_config(gone_on)["code"]
     assert (first["step"], second["step"]) == (0, 30)
@@ -311,7 +314,7 @@ def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     assert comparison.algorithms == [f"DROL(16), modified, batch_size 16, {went_on}"]
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(13)
 def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, tmp_path, capsys):
     header, first, second = (line.split(",") for line in (gone_on / "train.csv").read_text().splitlines())
     assert len(header) == len(first) == len(second) and header[-1] == "actor/one"

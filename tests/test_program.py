@@ -100,7 +100,7 @@ def logged_rows(run: pathlib.Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.slow(22)
+@pytest.mark.slow(34)
 def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, point_file, tmp_path, here, refusal):
     """Killed, killed during an evaluation and its newest checkpoint damaged, Ctrl-C, stopped during an evaluation.
 
@@ -164,7 +164,7 @@ def test_whatever_befalls_a_run_it_goes_on_to_the_same_bits(start, unbroken, poi
     assert_same_run(path, unbroken)
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(4)
 def test_a_second_ctrl_c_stops_at_once(start, point_file, tmp_path):
     # One chunk of this takes far longer than the test waits.
     slow = ("--hidden-sizes", 1024, 1024, "--batch-size", 4096, "--env-id", "odd_envs:Film-v0", "--eval-workers", 1)
@@ -193,7 +193,6 @@ def has_mujoco(pid: str) -> bool:
         return False
 
 
-@pytest.mark.slow(4)
 def test_ctrl_c_during_a_collection_is_one_line(tmp_path):
     arguments = ("--env-id", "pointmaze-medium", "--episodes", 500, "--workers", 2, "--dataset-dir", tmp_path)
     process = subprocess.Popen(
@@ -281,7 +280,7 @@ def test_damaged_data_is_refused(pointmaze_file, tmp_path, refusal):
     )
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(7)
 def test_a_taken_run_directory_is_refused(unbroken, point_file, refusal):
     message = refusal(*RUN, "--dataset-path", point_file, "--run-dir", unbroken)
     assert f"go on with it: --resume {unbroken}" in message
@@ -294,6 +293,7 @@ def test_a_diverging_loss_stops_the_run(point_file, tmp_path, refusal):
     assert "last good checkpoint" in message or "before its first checkpoint" in message
 
 
+@pytest.mark.slow(2)
 @pytest.mark.skipif(
     not pathlib.Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full"
 )
@@ -329,7 +329,7 @@ def without_newest_checkpoint(run: pathlib.Path, path: pathlib.Path) -> pathlib.
     return path
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(11)
 def test_seeds_go_on_together_to_the_same_bits_or_alone(point_file, tmp_path, here):
     """Three seeds on two devices, with the data on the host; then one of them on one device, which holds the data."""
     settings = ("--env-id", "odd_envs:Film-v0", "--hidden-sizes", 8, "--batch-size", 8, "--flow-steps", 2)
@@ -376,7 +376,7 @@ fql.main(fql.Args(resume=(half,)))
 """
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(22)
 def test_a_run_says_what_it_does_leaves_logs_goes_on_and_is_not_taken_for_drol(pointmaze_file, tmp_path, refusal):
     """Compiled as it is for users. Minari's packages, which OGBench does not need, are hidden from it."""
     (tmp_path / "hidden").mkdir()
@@ -414,7 +414,7 @@ def test_a_run_says_what_it_does_leaves_logs_goes_on_and_is_not_taken_for_drol(p
     assert "a run of fql.py, not of drol.py" in refusal("--resume", half)
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(7)
 def test_changed_data_is_noticed_on_resume(unbroken, point_file, tmp_path, refusal):
     shutil.copytree(unbroken, tmp_path / "run")
     data = tmp_path / "data.npz"  # the run finds this where its data was
@@ -425,7 +425,7 @@ def test_changed_data_is_noticed_on_resume(unbroken, point_file, tmp_path, refus
     assert "SHA-256 differs" in refusal("--resume", tmp_path / "run")
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(7)
 def test_a_program_evaluates_a_run_with_other_settings_also_in_a_thread(unbroken, capsys, monkeypatch):
     """The command line is not read again, and signals belong to the main thread."""
     monkeypatch.setattr(sys, "argv", ["notebook", "--no-such-option"])
@@ -438,7 +438,7 @@ def test_a_program_evaluates_a_run_with_other_settings_also_in_a_thread(unbroken
         drol.main(drol.Args(evaluate=unbroken, tau=0.5))
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(7)
 def test_data_that_has_moved_is_named_on_resume(unbroken, point_file, tmp_path, refusal, capsys):
     data = tmp_path / "elsewhere"
     data.mkdir()

@@ -187,7 +187,7 @@ def test_a_third_algorithm_is_short():
     assert len(ours) - sum(match.size for match in matches) <= 130
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(15)
 def test_the_tests_of_what_algorithms_do_take_it(td3bc):
     """Those of test_both.py that are of every algorithm file there is when they are collected."""
     tests = [test for name, test in runpy.run_path(test_both.__file__).items() if name.startswith("test_")]
@@ -198,7 +198,7 @@ def test_the_tests_of_what_algorithms_do_take_it(td3bc):
         test(td3bc)
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(11)
 def test_it_goes_on_and_is_evaluated(td3bc, trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "checkpoints" / "step-000000040.npz").unlink()
@@ -210,14 +210,14 @@ def test_it_goes_on_and_is_evaluated(td3bc, trained, tmp_path, capsys):
     assert "after update 40, 1 episode" in capsys.readouterr().out
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(7)
 @pytest.mark.usefixtures("td3bc")
 def test_an_actor_that_is_not_a_function_of_state_and_latent_is_not_exported(trained, tmp_path):
     with pytest.raises(UserError, match=r"only an actor f\(s, z\) can be .* td3bc.py has none with sample_latents"):
         policy.export(policy.Args(trained, tmp_path / "actor.npz"))
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(7)
 @pytest.mark.usefixtures("td3bc")
 def test_it_is_tabulated_and_plotted_under_its_own_name(trained, tmp_path, capsys):
     table.main(table.TableArgs((trained,)))
@@ -226,7 +226,7 @@ def test_it_is_tabulated_and_plotted_under_its_own_name(trained, tmp_path, capsy
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(22)
 @pytest.mark.usefixtures("td3bc")
 def test_its_speed_is_measured_beside_the_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "updates_a_call", lambda hidden_sizes: 2)  # instead of 50
