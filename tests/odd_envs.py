@@ -1,5 +1,7 @@
 """Environments with one oddity each, as `odd_envs:Odd-v0`; of two numbers, and two actions."""
 
+import time
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
@@ -30,6 +32,14 @@ class Odd(gymnasium.Env):
 
     def render(self):
         return self.on_render() if self.on_render else np.zeros((32, 32, 3), np.uint8)
+
+
+class Slow(Odd):
+    """An episode takes half a second, and hardly any of the processor's time: in which something can happen."""
+
+    def step(self, action):
+        time.sleep(0.025)
+        return super().step(action)
 
 
 class Counting(Odd):
@@ -64,4 +74,5 @@ def data(bounds=(-1, 1), rows=60, episode=20, seed=0) -> dict[str, np.ndarray]:
 
 
 gymnasium.register("Film-v0", "odd_envs:Odd", max_episode_steps=20)
+gymnasium.register("Slow-v0", "odd_envs:Slow", max_episode_steps=20)
 gymnasium.register("Counting-v0", "odd_envs:Counting", max_episode_steps=20)

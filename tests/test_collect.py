@@ -57,16 +57,16 @@ def test_the_oracle_moves_the_cube(cube_file):
     assert cube[:, 2].max() > 0.08  # lifted
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(2)
 def test_the_data_depends_neither_on_the_number_of_workers_nor_on_how_much_is_collected(tmp_path):
     spec = resolve("pointmaze-medium")
     few, more = (
         dict(np.load(collect.collect_data(spec, tmp_path / str(workers), episodes=episodes, seed=5, workers=workers)))
-        for workers, episodes in ((1, 3), (2, 4))
+        for workers, episodes in ((1, 2), (2, 3))
     )
     for key, values in few.items():
-        np.testing.assert_array_equal(more[key][: 3 * 1001], values)
-    episodes = few["actions"].reshape(3, 1001, 2)
+        np.testing.assert_array_equal(more[key][: 2 * 1001], values)
+    episodes = few["actions"].reshape(2, 1001, 2)
     assert not np.array_equal(episodes[0], episodes[1])  # each has a seed of its own
 
 
@@ -178,6 +178,7 @@ def test_the_ant_is_in_the_provenance():
     assert "scripted" in collect.describe_oracle(resolve("cube-double"))
 
 
+@pytest.mark.slow(5)
 def test_a_large_collection_comes_in_shards_and_goes_on_after_a_stop(tmp_path, monkeypatch, capfd):
     spec = resolve("pointmaze-medium")
     monkeypatch.setattr(collect, "SHARD_EPISODES", 2)
@@ -237,6 +238,7 @@ def test_what_one_shard_holds_is_one_file(tmp_path):
     assert collect.collected_path(resolve("cube-triple"), tmp_path, None, 0) == old
 
 
+@pytest.mark.slow(2)
 def test_eight_cubes_are_collected_where_they_are_asked_for(tmp_path, monkeypatch):
     np.random.seed(0)
     episode = recipes.manipulation(resolve("cube-octuple"), 60)()
@@ -277,6 +279,7 @@ def test_processes_that_collect_do_without_jax():
     assert subprocess.run(command, cwd=REPOSITORY).returncode == 0
 
 
+@pytest.mark.slow(2)
 def test_as_a_program(tmp_path):
     result = run_script(
         *("--env-id", "pointmaze-medium-stitch", "--episodes", 10, "--workers", 1, "--dataset-dir", tmp_path),
@@ -288,7 +291,5 @@ def test_as_a_program(tmp_path):
     assert names == [f"{stem}-val.npz", f"{stem}.json", f"{stem}.npz"]
     assert "official size: 5000 episodes" in result.stdout
 
-    refused = run_script("--env-id", "humanoidmaze-large", "--dataset-dir", tmp_path, module="common.data.collect")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ")
-    assert "Traceback" not in refused.stderr
+    with pytest.raises(UserError, match="no oracle collects this data"):
+        collect.main(collect.Args(env_id="humanoidmaze-large", dataset_dir=tmp_path))

@@ -1,10 +1,15 @@
 """A label is a claim: what changed a result is in the name under which it is averaged, drawn and tabulated."""
 
+import contextlib
+import functools
+import importlib.util
+import io
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import drol
 import fql
@@ -22,7 +27,7 @@ from common.tables import read_table
 
 import numpy as np
 import pytest
-from conftest import copy_repository, run_script
+from conftest import REPOSITORY, copy_repository, run_script
 from toys import CODE, write_run
 
 TOP_1, TOP_2 = "winner = distances.argmin(axis=1)", "winner = distances.argsort(axis=1)[:, 1]"  # an experiment
@@ -36,20 +41,31 @@ def edit(path: pathlib.Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def answer(copy: pathlib.Path, *words: object, **program: str) -> str:
-    result = run_script(*words, cwd=copy, variables={"PYTHONPATH": "tests"}, **program)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+@contextlib.contextmanager
+def as_repository(copy: pathlib.Path) -> Iterator[None]:
+    """What runs in this process is recorded as what is in the copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithms, "REPOSITORY", copy)
+        patch.setattr(algorithms, "code_of", code_now)
+        patch.setattr(algorithms, "fingerprint", fingerprint)
+        yield
+
+
+code_now = algorithms.code_of.__wrapped__  # else it is asked once in a process
+fingerprint = functools.cache(algorithms.fingerprint)  # of the same text the same
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> pathlib.Path:
-    """A copy of the repository, committed; to be edited."""
-    return committed(tmp_path_factory.mktemp("copy") / "repository")
+    """What is edited below, committed, as if it were the whole repository."""
+    folder = tmp_path_factory.mktemp("copy")
+    (folder / "common").mkdir()
+    for name in ("drol.py", "fql.py", "common/seeds.py", "common/exploration.py"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    return committed(folder)
 
 
 def committed(folder: pathlib.Path) -> pathlib.Path:
-    copy_repository(folder)
     for words in (("init", "-q"), ("add", "drol.py", "fql.py", "common"), ("commit", "-q", "-m", "as it is")):
         git = ("git", "-c", "user.name=x", "-c", "user.email=x@y.z", "-c", "commit.gpgsign=false")
         subprocess.run([*git, *words], cwd=folder, check=True, capture_output=True)
@@ -65,8 +81,8 @@ def code_of(copy):
         try:
             for file, old, new in edits:
                 edit(copy / file, old, new)
-            program = f"import json; from common import algorithms; print(json.dumps(algorithms.code_of({script!r})))"
-            return json.loads(subprocess.check_output([sys.executable, "-c", program], cwd=copy))
+            with as_repository(copy):
+                return algorithms.code_of(script)
         finally:
             for file, text in before.items():
                 (copy / file).write_text(text)
@@ -121,7 +137,7 @@ print(json.dumps(answers))
 """
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(5)
 def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
     """One that all scripts have, and one of a script."""
     copy = copy_repository(tmp_path / "repository")
@@ -131,7 +147,9 @@ def test_an_argument_that_says_nothing_counts_everywhere(tmp_path):
     own = "    # FQL\n"
     edit(copy / "fql.py", own, own + field.format("momentum"))
     (copy / "added.py").write_text(ADDED)
-    for script, named in json.loads(answer(copy, tmp_path / "runs", script="added.py")).items():
+    result = run_script(tmp_path / "runs", script="added.py", cwd=copy, variables={"PYTHONPATH": "tests"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    for script, named in json.loads(result.stdout).items():
         plain, label = {"drol": ("DROL(16)", "weight_decay 0.5"), "fql": ("FQL", "momentum 0.5")}[script]
         assert named["grouping"] == {plain: [0], f"{plain}, {label}": [1]}
         assert {f"{plain}, 1 seed", f"{plain}, {label}, 1 seed"} <= set(named["legend"])
@@ -252,6 +270,15 @@ def test_what_differs_in_common_is_said_and_no_run_of_it_is_left_out(code_of, ru
     assert not any("common/" in note for note in runs.read([b, c]).notes)
 
 
+def go_on(copy: pathlib.Path, run: pathlib.Path) -> None:
+    """With the copy's drol.py, whatever it is by now."""
+    spec = importlib.util.spec_from_file_location("drol_of_copy", copy / "drol.py")
+    edited = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(edited)
+    with as_repository(copy):
+        edited.main(edited.Args(resume=(run,)))
+
+
 @pytest.fixture(scope="module")
 def gone_on(point_file, once) -> pathlib.Path:
     """A run of 40 updates, of which the last 10 are those of a script with another routing and a new metric.
@@ -260,20 +287,23 @@ def gone_on(point_file, once) -> pathlib.Path:
     """
 
     def make(folder: pathlib.Path) -> None:
-        copy, path = committed(folder), folder / "runs" / "x"
-        small = ("--env-id", "odd_envs:Film-v0", "--dataset-path", point_file, "--hidden-sizes", 8, "--batch-size", 16)
-        steps = ("--offline-steps", 40, "--eval-interval", 30, "--log-interval", 20, "--save-minutes", 99)
-        answer(copy, *small, *steps, "--eval-episodes", 1, "--eval-workers", 1, "--run-dir", path)
+        copy, path = committed(copy_repository(folder)), folder / "runs" / "x"
+        small = {"env_id": "odd_envs:Film-v0", "dataset_path": point_file, "hidden_sizes": (8,), "batch_size": 16}
+        steps = {"offline_steps": 40, "eval_interval": 30, "log_interval": 20, "save_minutes": 99.0}
+        with as_repository(copy):
+            drol.main(drol.Args(**small, **steps, eval_episodes=1, eval_workers=1, run_dir=path))
         (path / "checkpoints" / "step-000000040.npz").unlink()
         shutil.copytree(path, copy / "runs" / "as_it_began")
         edit(copy / "drol.py", TOP_1, TOP_2)
         edit(copy / "drol.py", METRIC, NEW_METRIC)
-        assert "note: drol.py changed since" in answer(copy, "--resume", path)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            go_on(copy, path)
+        assert "note: drol.py changed since" in said.getvalue()
 
     return once("edited", make) / "runs" / "x"
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(12)
 def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     first, second = read_config(gone_on)["code"]
     assert (first["step"], second["step"]) == (0, 30)
@@ -284,8 +314,8 @@ def test_a_run_that_went_on_with_another_script_is_called_so(gone_on):
     assert comparison.algorithms == [f"DROL(16), modified, batch_size 16, {went_on}"]
 
 
-@pytest.mark.slow(10)
-def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, tmp_path):
+@pytest.mark.slow(13)
+def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells_before(gone_on, tmp_path, capsys):
     header, first, second = (line.split(",") for line in (gone_on / "train.csv").read_text().splitlines())
     assert len(header) == len(first) == len(second) and header[-1] == "actor/one"
     assert (first[-1], second[-1]) == ("", "1")  # of the updates 31 to 40, which have it
@@ -294,6 +324,7 @@ def test_a_metric_that_came_with_another_script_has_its_own_mean_and_empty_cells
     assert np.isfinite(list(after[1].values())).all() and before[1].keys() < after[1].keys()
     run = shutil.copytree(gone_on, tmp_path / "x")
     (run / "checkpoints" / "step-000000040.npz").unlink()
-    assert "damaged" not in answer(gone_on.parents[1], "--resume", run)
+    go_on(gone_on.parents[1], run)
+    assert "damaged" not in "".join(capsys.readouterr())
     for name in ("train.csv", "eval.csv"):
         assert (run / name).read_bytes() == (gone_on / name).read_bytes()

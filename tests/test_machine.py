@@ -42,6 +42,7 @@ def test_compile_options_that_this_xla_lacks_are_left_out():
         ({"MUJOCO_GL": "nonsense"}, "MuJoCo does not start with MUJOCO_GL=nonsense; unset it"),
     ],
 )
+@pytest.mark.slow(2)
 def test_variables_that_do_not_fit_the_machine(variables, message, tmp_path):
     result = run_script("--env-id", "pointmaze-medium", "--dataset-dir", tmp_path / "data", variables=variables)
     assert (result.returncode, result.stdout) == (2, "")
@@ -135,6 +136,7 @@ evaluation.Evaluator(resolve("cube-single"), 8, seeds=[0], workers=1)
 @pytest.mark.parametrize(
     ("option", "reason"), [("size=4k", "No space left on device"), ("ro", "Read-only file system")]
 )
+@pytest.mark.slow(2)
 def test_what_is_full_or_read_only_is_named_before_training(option, reason):
     script = f"mount -t tmpfs -o {option} tmpfs /dev/shm && exec {sys.executable} -c '{IN_A_NAMESPACE}'"
     command = ["unshare", "--mount", "bash", "-c", script]

@@ -1,5 +1,6 @@
 """One's own environment, data and program: the recipes of the pages run as they stand."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 
 import drol
 import fql
@@ -36,6 +38,20 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) 
 REACH = "reach:Reach-v0"
 
 
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """What is started meanwhile has one core, where there is a way to say so."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 @pytest.fixture(scope="module")
 def recipes(once) -> pathlib.Path:
     """A folder with the programs of the recipes."""
@@ -59,13 +75,14 @@ def reach(recipes, once) -> pathlib.Path:
             words = shlex.split(line)
             assert words[0] == "python"
             script = words[1] if words[1] in PROGRAMS else str(REPOSITORY / words[1])
-            result = subprocess.run(
-                [sys.executable, script, *words[2:]],
-                cwd=recipes,
-                capture_output=True,
-                text=True,
-                env=os.environ | variables,
-            )
+            with on_one_core():  # which needs no process to evaluate in
+                result = subprocess.run(
+                    [sys.executable, script, *words[2:]],
+                    cwd=recipes,
+                    capture_output=True,
+                    text=True,
+                    env=os.environ | variables,
+                )
             assert result.returncode == 0, result.stdout + result.stderr
 
     once("reach", make)
@@ -83,7 +100,7 @@ def run_of(reach: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_the_recipes_train_a_policy_that_reaches(reach):
     for name in ("reach-Reach-v0", "reach-scripted-v0"):
         rows = read_table(run_of(reach, name) / "eval.csv")
@@ -91,7 +108,7 @@ def test_the_recipes_train_a_policy_that_reaches(reach):
         assert rows[-1]["evaluation/success"] > 80
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_the_same_transitions_come_from_both_kinds_of_files(reach):
     """Those of the environment itself, too: the recipes record the same episodes."""
     npz, _ = own_npz.read(resolve(REACH), reach / "reach.npz")
@@ -246,7 +263,7 @@ def test_flags_of_other_conventions_cut_trajectories_of_an_ogbench_file_too(tmp_
 # A trained policy in a program of one's own
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_the_lines_of_the_main_page_act(reach, tmp_path, monkeypatch):
     (lines,) = re.findall(r"```python\n(.*?load_policy.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     names: dict = {}
@@ -272,7 +289,7 @@ def saved_run(
 
 
 @pytest.mark.parametrize("which", ["own", "cube-single", "pen"])
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_path, monkeypatch):
     """Same keys, same actions: an episode gone through by hand has the return that the evaluation counts."""
     if which == "own":
@@ -314,7 +331,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(which, reach, tmp_pa
     evaluator.close()
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, monkeypatch):
     monkeypatch.setattr(policy, "make_evaluation_env", None)
     loaded = load_policy(str(run_of(reach, "reach-Reach-v0")))
@@ -326,12 +343,11 @@ def test_a_policy_takes_a_batch_and_no_environment_is_made_to_load_it(reach, mon
     np.testing.assert_allclose(loaded(observations, jax.random.split(key, 3)), batch, atol=1e-6)
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
-    path = run_of(reach, "reach-Reach-v0")
-    result = run_script(
-        path, "--out", tmp_path / "actor.npz", module="common.policy", variables={"PYTHONPATH": str(reach)}
-    )
+    """Nor does writing it take an accelerator: here one that is asked for and missing would be an error."""
+    path, only_cuda = run_of(reach, "reach-Reach-v0"), {"PYTHONPATH": str(reach), "JAX_PLATFORMS": "cuda"}
+    result = run_script(path, "--out", tmp_path / "actor.npz", module="common.policy", variables=only_cuda)
     assert result.returncode == 0, result.stderr
     actor, loaded = dict(np.load(tmp_path / "actor.npz")), load_policy(path)
     observations = np.random.default_rng(0).normal(size=(1024, 2)).astype(np.float32)
@@ -342,12 +358,10 @@ def test_an_exported_actor_acts_in_numpy_alone(reach, tmp_path):
     assert set(re.findall(r"^(?:import|from) (\S+)", source, re.MULTILINE)) == {"collections.abc", "numpy"}
 
 
-@pytest.mark.slow(25)
-def test_what_only_acts_takes_no_accelerator(reach, tmp_path):
+@pytest.mark.slow(20)
+def test_what_only_acts_takes_no_accelerator(reach):
     """Here one that is asked for and missing would be an error. In a program of one's own it is asked for little."""
     path, only_cuda = run_of(reach, "reach-Reach-v0"), {"PYTHONPATH": str(reach), "JAX_PLATFORMS": "cuda"}
-    exported = run_script(path, "--out", tmp_path / "actor.npz", module="common.policy", variables=only_cuda)
-    assert exported.returncode == 0, exported.stderr
     evaluated = run_script("--evaluate", path, "--eval-episodes", 1, "--eval-workers", 1, variables=only_cuda)
     assert evaluated.returncode == 0, evaluated.stderr
     loading = f"import os; from common.policy import load_policy; p = load_policy({str(path)!r}); import numpy, jax; "

@@ -1,12 +1,14 @@
 """Plots and tables: their statistics, what they do with imperfect runs, and that what is committed is current."""
 
 import csv
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 
 import accelerator
@@ -15,6 +17,7 @@ import basics
 import candidates
 import families
 import fetch
+import figures
 import make
 import mechanism
 import physics
@@ -28,7 +31,7 @@ import toy
 from common import algorithms, envs
 from common.arguments import RunArgs
 from common.env_ids import D4RL_MINARI_IDS, resolve
-from common.errors import UserError
+from common.errors import UserError, exit_in_one_line
 
 import matplotlib
 import numpy as np
@@ -369,19 +372,21 @@ def test_names_are_shown_as_they_are_in_figures_and_tables(tmp_path, capsys):
         assert note in err
 
 
-@pytest.mark.slow(3)
-def test_output_need_not_be_utf_8(tmp_path):
+@pytest.mark.slow(2)
+def test_output_need_not_be_utf_8(tmp_path, monkeypatch):
     """What it lacks is written by its code; files are UTF-8 whatever it is."""
     run, variables = write_run(tmp_path / "läuft"), {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    result = run_script(run, script="results/table.py", variables={"PYTHONIOENCODING": "ascii"})
-    assert result.returncode == 0, result.stderr
-    assert r"50.0 \xb1 -" in result.stdout
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    exit_in_one_line(lambda: table.main(table.TableArgs((run,))))
+    output.seek(0)
+    assert r"50.0 \xb1 -" in output.read()
     result = run_script(run, "--out", tmp_path / "table", script="results/table.py", variables=variables)
     assert result.returncode == 0, result.stderr
     assert "50.0 ± -" in (tmp_path / "table.md").read_text("utf-8")
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(3)
 def test_nothing_to_show_is_one_line(tmp_path):
     result = run_script(tmp_path, script="results/plot.py")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
@@ -617,8 +622,16 @@ def test_every_committed_figure_and_table_is_made(committed, monkeypatch):
     assert all((REPOSITORY / path).is_dir() or path.with_suffix(".csv").exists() for path in drawn)
 
 
-@pytest.mark.slow(22)
-def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(committed, tmp_path):
+@pytest.mark.slow(14)
+def test_tables_are_current_and_figures_can_be_made_from_what_is_beside_them(committed, tmp_path, monkeypatch):
+    """Their parts are not arranged, which takes as long as drawing them, and is seen in other figures above."""
+    save = figures.save
+
+    def save_as_it_lies(figure, *path_and_formats):
+        figure.set_layout_engine(None)
+        return save(figure, *path_and_formats)
+
+    monkeypatch.setattr(figures, "save", save_as_it_lies)
     made = made_of(committed)
     for file in committed - made:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,22 @@ A deterministic actor with a target of its own, two optimisers, a delayed policy
 """
 
 import difflib
-import json
+import functools
 import pathlib
 import re
+import runpy
 import shutil
+from types import ModuleType
+
+import fql
+import plot
+import speed
+import table
+from common import algorithms, policy
+from common.errors import UserError
 
 import pytest
+import test_both
 from conftest import REPOSITORY, copy_repository, run_script
 from test_both import definitions
 
@@ -137,7 +147,7 @@ def third_algorithm() -> str:
 
 
 @pytest.fixture(scope="module")
-def copy(once):
+def copy(once) -> pathlib.Path:
     """A copy of the repository with a third algorithm in it."""
 
     def make(folder: pathlib.Path) -> None:
@@ -147,54 +157,26 @@ def copy(once):
     return once("third", make)
 
 
-def run(copy, *words: object, module: str | None = None, script: str = "td3bc.py") -> str:
-    result = run_script(*words, script=script, module=module, cwd=copy, variables={"PYTHONPATH": "tests"})
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-# In one process, what its users ask for once it has been trained; what each answers.
-USED = """
-import contextlib, io, json, pathlib, sys
-sys.path.insert(0, "results")
-import plot, table, td3bc
-from common import policy
-from common.errors import UserError
-
-def asked(program, *words):
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        try:
-            program(*words)
-        except UserError as error:
-            return str(error)
-    return said.getvalue()
-
-run, answers = pathlib.Path("runs/td3bc"), {}
-answers["resume"] = asked(td3bc.main, td3bc.Args(resume=(run,)))
-answers["evaluate"] = asked(td3bc.main, td3bc.Args(evaluate=run))
-answers["export"] = asked(policy.export, policy.Args(run))
-answers["table"] = asked(table.main, table.TableArgs((run,)))
-answers["plot"] = asked(plot.main, plot.PlotArgs((run,), pathlib.Path("figure")))
-print(json.dumps(answers))
-"""
+@pytest.fixture
+def td3bc(copy, monkeypatch) -> ModuleType:
+    """It in this process, where the copy is the repository now."""
+    monkeypatch.setattr(algorithms, "REPOSITORY", copy)
+    monkeypatch.syspath_prepend(str(copy))
+    return algorithms.load("td3bc")
 
 
 @pytest.fixture(scope="module")
-def answers(copy, point_file, once) -> dict[str, str]:
-    """Of a run that was trained by the command line, and lost its last checkpoint."""
+def trained(copy, point_file, once) -> pathlib.Path:
+    """A run of it, by the command line."""
 
     def make(folder: pathlib.Path) -> None:
         small = ("--env-id", "odd_envs:Film-v0", "--dataset-path", point_file, "--hidden-sizes", 8, "--batch-size", 16)
         steps = ("--offline-steps", 40, "--eval-interval", 20, "--log-interval", 10, "--save-minutes", 0)
-        few = ("--eval-episodes", 1, "--eval-workers", 1)
-        run(copy, *small, *steps, *few, "--noise-clip", 0.3, "--run-dir", "runs/td3bc")
-        shutil.copytree(copy / "runs" / "td3bc", folder / "before")
-        (copy / "runs" / "td3bc" / "checkpoints" / "step-000000040.npz").unlink()
-        (copy / "used.py").write_text(USED)
-        (folder / "answers.json").write_text(run(copy, script="used.py").splitlines()[-1])
+        few = ("--eval-episodes", 1, "--eval-workers", 1, "--noise-clip", 0.3, "--run-dir", folder / "td3bc")
+        result = run_script(*small, *steps, *few, script="td3bc.py", cwd=copy, variables={"PYTHONPATH": "tests"})
+        assert result.returncode == 0, result.stdout + result.stderr
 
-    folder = once("third-used", make)
-    return json.loads((folder / "answers.json").read_text()) | {"before": folder / "before"}
+    return once("third-trained", make) / "td3bc"
 
 
 def test_a_third_algorithm_is_short():
@@ -205,47 +187,54 @@ def test_a_third_algorithm_is_short():
     assert len(ours) - sum(match.size for match in matches) <= 130
 
 
-@pytest.mark.slow(8)
-def test_the_tests_of_what_algorithms_do_take_it(copy):
-    printed = run(copy, "-q", "-n", 0, "-k", "td3bc", "tests/test_both.py", module="pytest")
-    assert printed.startswith("...  ") and "skipped" not in printed
+@pytest.mark.slow(15)
+def test_the_tests_of_what_algorithms_do_take_it(td3bc):
+    """Those of test_both.py that are of every algorithm file there is when they are collected."""
+    tests = [test for name, test in runpy.run_path(test_both.__file__).items() if name.startswith("test_")]
+    marks = [(test, mark) for test in tests for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+    of_all = [test for test, mark in marks if td3bc in mark.args[1]]
+    assert len(of_all) == 3
+    for test in of_all:
+        test(td3bc)
 
 
-@pytest.mark.slow(10)
-def test_it_goes_on_and_is_evaluated(copy, answers):
-    assert "done: success (%)" in answers["resume"]
+@pytest.mark.slow(11)
+def test_it_goes_on_and_is_evaluated(td3bc, trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "checkpoints" / "step-000000040.npz").unlink()
+    td3bc.main(td3bc.Args(resume=(run,)))
+    assert "done: success (%)" in capsys.readouterr().out
     for name in ("train.csv", "eval.csv"):
-        assert (copy / "runs" / "td3bc" / name).read_bytes() == (answers["before"] / name).read_bytes()
-    assert "after update 40, 1 episode" in answers["evaluate"]
+        assert (run / name).read_bytes() == (trained / name).read_bytes()
+    td3bc.main(td3bc.Args(evaluate=run))
+    assert "after update 40, 1 episode" in capsys.readouterr().out
 
 
-@pytest.mark.slow(10)
-def test_an_actor_that_is_not_a_function_of_state_and_latent_is_not_exported(answers):
-    assert "only an actor f(s, z) can be exported, and td3bc.py has none with sample_latents" in answers["export"]
+@pytest.mark.slow(7)
+@pytest.mark.usefixtures("td3bc")
+def test_an_actor_that_is_not_a_function_of_state_and_latent_is_not_exported(trained, tmp_path):
+    with pytest.raises(UserError, match=r"only an actor f\(s, z\) can be .* td3bc.py has none with sample_latents"):
+        policy.export(policy.Args(trained, tmp_path / "actor.npz"))
 
 
-@pytest.mark.slow(10)
-def test_it_is_tabulated_and_plotted_under_its_own_name(copy, answers):
-    assert "| TD3+BC, batch_size 16, noise_clip 0.3 |" in answers["table"]
-    assert (copy / "figure.png").stat().st_size > 5000
+@pytest.mark.slow(7)
+@pytest.mark.usefixtures("td3bc")
+def test_it_is_tabulated_and_plotted_under_its_own_name(trained, tmp_path, capsys):
+    table.main(table.TableArgs((trained,)))
+    assert "| TD3+BC, batch_size 16, noise_clip 0.3 |" in capsys.readouterr().out
+    plot.main(plot.PlotArgs((trained,), tmp_path / "figure"))
+    assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-MEASURED = """
-import pathlib, sys
-sys.path[:0] = ["results", "results/experiments"]
-import speed
-
-speed.updates_a_call = lambda hidden_sizes: 2  # instead of 50
-small = {"num_candidates": (3,), "num_seeds": (1,), "rounds": 1, "hidden_sizes": (16,)}
-speed.main(speed.SpeedArgs(**small, updates_only=True, out=pathlib.Path("speed")))
-"""
-
-
-@pytest.mark.slow(12)
-def test_its_speed_is_measured_beside_the_others(copy):
-    (copy / "measured.py").write_text(MEASURED)
-    printed = run(copy, script="measured.py")
-    assert (copy / "speed.md").read_text() == printed
+@pytest.mark.slow(22)
+@pytest.mark.usefixtures("td3bc")
+def test_its_speed_is_measured_beside_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "updates_a_call", lambda hidden_sizes: 2)  # instead of 50
+    monkeypatch.setattr(fql, "Args", functools.partial(fql.Args, flow_steps=2))  # instead of 10: quick to compile
+    small = {"num_candidates": (3,), "num_seeds": (1,), "rounds": 1, "hidden_sizes": (16,)}
+    speed.main(speed.SpeedArgs(**small, updates_only=True, out=tmp_path / "speed"))
+    printed = capsys.readouterr().out
+    assert (tmp_path / "speed.md").read_text() == printed
     assert "hidden sizes 16" in printed
     rows: dict[str, list[str]] = {}  # of the first table
     for line in (line for line in printed.splitlines() if line.startswith("| ")):
@@ -254,4 +243,4 @@ def test_its_speed_is_measured_beside_the_others(copy):
         update, floor, multiple, *_ = map(float, filter(str.strip, rows[method]))
         assert update / floor == pytest.approx(multiple, rel=0.02)
     assert float(rows["TD3+BC"][0]) > 0
-    assert (copy / "speed.png").stat().st_size > 5000
+    assert (tmp_path / "speed.png").stat().st_size > 5000
