@@ -44,6 +44,7 @@ def hands(collected, monkeypatch) -> pathlib.Path:
     return collected
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("hand", HORIZON)
 def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand, hands):
     dataset = minari.load_dataset(f"collected/{hand}/expert-2-seed0-v0")
@@ -59,6 +60,7 @@ def test_an_experts_episodes_read_back_with_minari_and_score_like_an_expert(hand
     assert described == "collected: 2 episodes of a policy trained with DROL, seed 0"
 
 
+@pytest.mark.slow(1)
 def test_episodes_do_not_depend_on_the_number_of_workers(hands, tmp_path):
     with minari_envs.datasets_in(tmp_path):
         collect.collect_data(resolve("door-expert"), None, episodes=2, workers=1)

@@ -197,6 +197,7 @@ def test_q_values_where_they_are_known():
     np.testing.assert_allclose(q[[0, 1, 3, 4]], [0.5, 1.0, -2.0, -1.0], atol=0.1)
 
 
+@pytest.mark.slow(1)
 @ALL
 def test_actions_are_clipped_and_those_of_latents_differ(algorithm):
     args = make_args(algorithm)

@@ -154,6 +154,7 @@ def test_damaged_files_are_refused(cube_file, tmp_path):
             ogbench_npz.read(CUBE, path)
 
 
+@pytest.mark.slow(2)
 def test_another_environments_file_is_refused(pointmaze_file):
     with pytest.raises(UserError, match="cube-single needs"):
         ogbench_npz.read(CUBE, pointmaze_file)
@@ -296,6 +297,7 @@ def test_without_a_connection_each_failure_is_one_line(tmp_path, monkeypatch, ca
         locate(tmp_path, env_id="humanoidmaze-large")
 
 
+@pytest.mark.slow(1)
 def test_a_smaller_collection_is_not_taken_for_a_larger_one(tmp_path, monkeypatch):
     for name in ("OFFICIAL_SERVER", "MIRROR"):
         monkeypatch.setattr(sources, name, "http://127.0.0.1:9")

@@ -31,6 +31,7 @@ from toys import (
 sample_latents = jax.jit(drol.sample_latents, static_argnums=1)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("k", [1, 5, 16])
 def test_winner_alone_gives_the_gradient_of_all_candidates(k):
     args = make_args(drol, num_candidates=k, batch_size=32)

@@ -316,6 +316,7 @@ def film_it(monkeypatch) -> Callable[..., None]:
     return functools.partial(film, spec=resolve("odd_envs:Film-v0"), seed=0, episodes=1)
 
 
+@pytest.mark.slow(2)
 def test_a_film_is_written_without_a_warning_from_jax(film_it, tmp_path, capsys):
     jax.devices()  # from now on it warns of forks
     with warnings.catch_warnings(record=True) as caught:

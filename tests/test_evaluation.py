@@ -61,6 +61,7 @@ def evaluate(policy, spec=POINTMAZE, **kwargs):
         evaluator.close()
 
 
+@pytest.mark.slow(1)
 def test_success_is_in_percent_and_return_counts_steps():
     (reached,) = evaluate(oracle)
     assert reached["evaluation/success"] == 100
@@ -97,6 +98,7 @@ def test_every_episode_has_one_lane(monkeypatch):
         assert len({len(worker) for worker in lanes}) == 1  # vectorised environments have one shape
 
 
+@pytest.mark.slow(1)
 def test_evaluations_repeat_themselves_and_start_states_differ():
     spec = resolve("cube-single")
     env = make_evaluation_env(spec)

@@ -125,6 +125,7 @@ def test_the_loop_over_updates_is_found_in_what_xla_writes():
         kernels.loop_over_updates(*kernels.parse(jax.jit(jnp.sin).lower(1.0).compile().as_text()))
 
 
+@pytest.mark.slow(1)
 @pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is not None, reason="a plugin is here")
 def test_without_the_cuda_plugin_one_line_says_how_to_get_it():
     result = run_script(script="results/experiments/kernels.py")

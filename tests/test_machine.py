@@ -203,6 +203,7 @@ def test_a_run_folder_that_cannot_be_made(refusal, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_a_closed_output(closed):
     result = subprocess.run(

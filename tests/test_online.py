@@ -49,6 +49,7 @@ def test_the_ring_overwrites_the_oldest():
     assert replay.empty_replay(short, dataset).ring.rewards.shape == (3,)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("balanced", [False, True])
 def test_batches_come_from_the_data_set_and_from_what_is_in_the_ring(balanced):
     dataset = random_dataset()

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("env_id", physics.PARTS)
 def test_this_mujoco_moves_recorded_states_as_the_chosen_one_did(env_id):
     with np.load(pathlib.Path(__file__).with_name("physics.npz")) as file:

@@ -69,6 +69,7 @@ def to_numpy(encoder: Encoder) -> dict:
     return {"stages": stages, "kernel": kernel, "bias": bias}
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("shape", [(8, 8, 6), (5, 8, 1), (4, 7, 3)])
 def test_the_encoder_and_its_gradient_equal_numpy(shape):
     with double_precision():

@@ -162,6 +162,7 @@ def test_published_scores_are_the_papers():
 # Runs that are not as they should be: named, and plotted where that makes sense.
 
 
+@pytest.mark.slow(1)
 def test_imperfect_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
     for seed in (0, 1):
         write_run(tmp_path / f"good-{seed}", seed=seed)

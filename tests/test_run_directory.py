@@ -282,6 +282,7 @@ def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, capsys, damage):
     assert f"{newest} is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow(1)
 def test_no_flipped_bit_of_an_arrays_header_loads_other_numbers(tmp_path):
     tree = {"a": np.random.default_rng(0).standard_normal((512, 512), np.float32)}
     path = Checkpoints(tmp_path).save(1, tree)

@@ -62,6 +62,7 @@ def flops(jaxpr):
     return total
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("algorithm", "settings"), [(drol, {"num_candidates": 4}), (fql, {"alpha": 3.0})])
 def test_the_floor_has_the_products_of_an_update(algorithm, settings, monkeypatch):
     args = make_args(algorithm, **settings)

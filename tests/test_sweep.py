@@ -245,6 +245,7 @@ def is_running(pid_file: pathlib.Path) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.slow(1)
 def test_whatever_ends_the_supervisor_its_jobs_end_with_it(make_job, tmp_path):
     here, killed = tmp_path / "here", tmp_path / "killed"
     bad, long = make_job("bad", "import time; time.sleep(1)"), make_job("long", LONG.format(str(here)))

@@ -49,6 +49,7 @@ def test_scores_of_policies_that_are_known():
     assert in_the_middle["q"] == pytest.approx(np.exp(-0.72 / (2 * toy.HILL**2)))
 
 
+@pytest.mark.slow(2)
 def test_what_is_committed_can_be_drawn(tmp_path):
     for name in ("scores.csv", "actions.csv"):
         shutil.copy(REPOSITORY / "results" / "toy" / name, tmp_path)

@@ -121,6 +121,7 @@ def test_single_precision_keeps_five_digits(algorithm, settings):
     assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("algorithm", [drol, fql])
 def test_no_gradient_reaches_frozen_parts(algorithm):
     args = make_args(algorithm)
