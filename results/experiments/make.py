@@ -41,6 +41,7 @@ def main(args: MakeArgs) -> None:
         table.main(table.TableArgs((folder,), folder / "table"))
     hammer = sorted(args.folder.glob("adroit/*-hammer-*"))
     plot.main(plot.PlotArgs((args.folder / "imitation", *hammer), args.folder / "imitation" / "hammer"))
+    plot.main(plot.PlotArgs((args.folder / "families" / "compared",), args.folder / "families" / "updates"))
     families.render(args.folder / "families")
     for folder in ("quick-start", "online", "antmaze", "hammer"):
         plot.main(plot.PlotArgs((args.folder / folder,), args.folder / folder / "updates"))
